@@ -1,0 +1,295 @@
+"""Frozen models over ``config/*.yaml`` and the few environment variables that move things on a machine.
+
+========================  =====================================================================
+variable                  meaning
+========================  =====================================================================
+``MLBOT_HOME``            where everything mutable lives; default ``.mlbot`` beside ``config``
+``MLBOT_CONFIG_DIR``      the folder with the YAML files; default ``config`` of the checkout
+``MLBOT_ARCHIVE_DIR``     recorded data; default ``../shared/data`` beside the checkout
+``MLBOT_SOURCE``          overrides ``source`` of ``intervals.yaml``
+``MLBOT_COINGLASS_URL``   base URL of the real Coinglass, should it move
+``MLBOT_EMULATOR_URL``    a running emulator; without it each process starts its own
+``MLBOT_THREADS``         cores that every numerical library may use
+========================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mlbot_core.errors import ConfigError, UsageError
+from mlbot_core.timeframe import Market, Timeframe
+
+SOURCE_NAMES = ("emulator", "coinglass", "archive", "archive-vintages")
+COINGLASS_URL = "https://open-api-v4.coinglass.com"
+
+
+class Frozen(BaseModel):
+    """A model that cannot change after it was read and refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+def _timeframe(value: Any) -> Timeframe:
+    if isinstance(value, Timeframe):
+        return value
+    try:
+        return Timeframe.parse(str(value))
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+def _known_source(value: str) -> str:
+    if value not in SOURCE_NAMES:
+        raise ValueError(f"source {value!r} is unknown; choose one of {', '.join(SOURCE_NAMES)}")
+    return value
+
+
+TimeframeField = Annotated[Timeframe, BeforeValidator(_timeframe)]
+SourceName = Annotated[str, AfterValidator(_known_source)]
+
+
+class QualityConfig(Frozen):
+    """Bounds of the blocking gap check of a month of one series."""
+
+    max_missing_share: float = Field(ge=0, le=1)
+    max_gap_bars: int = Field(ge=0)
+
+
+class EmulatorConfig(Frozen):
+    """The synthetic market of the local Coinglass server."""
+
+    seed: int
+    start: date
+    mode: Literal["planted", "null"]
+    plan: Literal["hobbyist", "startup", "standard", "professional", "enterprise"]
+
+    @property
+    def start_ms(self) -> int:
+        """First bar of the synthetic market, UTC ms."""
+        return _date_ms(self.start)
+
+
+class IntervalsConfig(Frozen):
+    """``intervals.yaml``: symbols, timeframes, source, delays."""
+
+    symbols: tuple[str, ...] = Field(min_length=1)
+    timeframes: tuple[TimeframeField, ...] = Field(min_length=1)
+    history_start: date
+    source: SourceName
+    settle_delay_s: dict[str, float]
+    quality: QualityConfig
+    emulator: EmulatorConfig
+
+    @model_validator(mode="after")
+    def _complete(self) -> IntervalsConfig:
+        missing = [name for name in SOURCE_NAMES if name not in self.settle_delay_s]
+        if missing:
+            raise ValueError(f"settle_delay_s lacks {', '.join(missing)}")
+        if self.history_start.day != 1:
+            raise ValueError(f"history_start {self.history_start} is not the first day of a month")
+        return self
+
+    @property
+    def markets(self) -> tuple[Market, ...]:
+        """Every configured symbol at every configured timeframe."""
+        return tuple(Market(symbol, timeframe) for symbol in self.symbols for timeframe in self.timeframes)
+
+    @property
+    def history_start_ms(self) -> int:
+        """First instant of the first partition, UTC ms."""
+        return _date_ms(self.history_start)
+
+    def settle_delay_ms(self, source: str) -> int:
+        """Return the delay from a bar's close to its decision time for a source, in ms."""
+        return int(self.settle_delay_s[source] * 1000)
+
+    def market(self, text: str) -> Market:
+        """Return the configured market written ``BTC-2h``.
+
+        Raises
+        ------
+        UsageError
+            If it is malformed or not configured.
+        """
+        market = Market.parse(text)
+        if market not in self.markets:
+            names = ", ".join(str(m) for m in self.markets)
+            raise UsageError(
+                f"market {text!r} is not configured; choose one of {names} or add it to config/intervals.yaml"
+            )
+        return market
+
+
+class FeatureConfig(Frozen):
+    """Which feature set is made and how it is normalised."""
+
+    set: str
+    zscore_window: int = Field(ge=20)
+
+
+class TargetConfig(Frozen):
+    """Triple barrier and volatility-adjusted return; lengths in bars, width in horizon standard deviations."""
+
+    volatility_window: int = Field(ge=10)
+    horizon: int = Field(ge=1)
+    barrier_width: float = Field(gt=0)
+
+
+class WalkForwardConfig(Frozen):
+    """Lengths of the walk-forward split, in days, and the embargo in bars."""
+
+    train_days: int = Field(ge=1)
+    min_train_days: int = Field(ge=1)
+    test_days: int = Field(ge=1)
+    embargo_bars: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WalkForwardConfig:
+        if self.min_train_days > self.train_days:
+            raise ValueError(f"min_train_days {self.min_train_days} exceeds train_days {self.train_days}")
+        return self
+
+
+class LightGBMConfig(Frozen):
+    """Parameters of the direction classifier, by LightGBM's own names."""
+
+    n_estimators: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    num_leaves: int = Field(ge=2)
+    min_child_samples: int = Field(ge=1)
+    subsample: float = Field(gt=0, le=1)
+    subsample_freq: int = Field(ge=0)
+    colsample_bytree: float = Field(gt=0, le=1)
+    reg_lambda: float = Field(ge=0)
+    seed: int
+
+
+class ModelsConfig(Frozen):
+    """``models.yaml``."""
+
+    features: FeatureConfig
+    targets: TargetConfig
+    walk_forward: WalkForwardConfig
+    lightgbm: LightGBMConfig
+
+
+class FeesConfig(Frozen):
+    """``fees.yaml``: basis points of traded value."""
+
+    taker_bp: float = Field(ge=0)
+    maker_bp: float
+    slippage_bp: float = Field(ge=0)
+
+
+class RiskConfig(Frozen):
+    """``risk.yaml``: fractions of NAV."""
+
+    max_position: float = Field(gt=0, le=1)
+    daily_loss_limit: float = Field(gt=0, lt=1)
+    max_drawdown: float = Field(gt=0, lt=1)
+
+
+class Settings(Frozen):
+    """Everything that is configured, and where things are."""
+
+    home: Path
+    config_dir: Path
+    archive_dir: Path
+    coinglass_url: str | None
+    emulator_url: str | None
+    threads: int = Field(ge=1)
+    intervals: IntervalsConfig
+    models: ModelsConfig
+    fees: FeesConfig
+    risk: RiskConfig
+
+    @property
+    def warehouse_path(self) -> Path:
+        """The DuckDB file."""
+        return self.home / "warehouse.duckdb"
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's own home inside ours."""
+        return self.home / "dagster"
+
+    @property
+    def models_dir(self) -> Path:
+        """Where model artefacts lie, one folder a version."""
+        return self.home / "models"
+
+    @property
+    def reports_dir(self) -> Path:
+        """Where HTML reports lie."""
+        return self.home / "reports"
+
+
+def _date_ms(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000
+
+
+def _read(path: Path, model: type[BaseModel], overrides: Mapping[str, Any] | None = None) -> Any:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} is missing; restore it from the repository or point MLBOT_CONFIG_DIR at your own"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of names to values, found {type(raw).__name__}")
+    try:
+        return model.model_validate({**raw, **(overrides or {})})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path}: {problems}") from error
+
+
+def checkout_root() -> Path:
+    """Return the folder that holds ``config``: this checkout, or the working directory for an installed package."""
+    beside = Path(__file__).resolve().parents[2]
+    return beside if (beside / "config" / "intervals.yaml").exists() else Path.cwd()
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read and validate the whole configuration.
+
+    Parameters
+    ----------
+    environ
+        Environment variables; the process's own by default.
+
+    Raises
+    ------
+    ConfigError
+        If a file is missing, is not YAML or holds a wrong value; every wrong value is named.
+    """
+    env = os.environ if environ is None else environ
+    root = checkout_root()
+    config_dir = Path(env.get("MLBOT_CONFIG_DIR") or root / "config").expanduser().resolve()
+    source = env.get("MLBOT_SOURCE")
+    try:
+        threads = int(env.get("MLBOT_THREADS") or os.cpu_count() or 1)
+    except ValueError as error:
+        raise ConfigError(f"MLBOT_THREADS={env.get('MLBOT_THREADS')!r} is not a whole number") from error
+    return Settings(
+        home=Path(env.get("MLBOT_HOME") or root / ".mlbot").expanduser().resolve(),
+        config_dir=config_dir,
+        archive_dir=Path(env.get("MLBOT_ARCHIVE_DIR") or root.parent / "shared" / "data").expanduser().resolve(),
+        coinglass_url=env.get("MLBOT_COINGLASS_URL") or None,
+        emulator_url=env.get("MLBOT_EMULATOR_URL") or None,
+        threads=max(1, threads),
+        intervals=_read(config_dir / "intervals.yaml", IntervalsConfig, {"source": source} if source else None),
+        models=_read(config_dir / "models.yaml", ModelsConfig),
+        fees=_read(config_dir / "fees.yaml", FeesConfig),
+        risk=_read(config_dir / "risk.yaml", RiskConfig),
+    )
