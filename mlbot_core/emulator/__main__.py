@@ -1,0 +1,88 @@
+"""``python -m mlbot_core.emulator``: the emulator as a process of its own.
+
+Prints one JSON line with the URL when it answers, and ends on SIGTERM or SIGINT. Its present is that of
+``MLBOT_CLOCK``. Exit code 0 after a signal, 1 when it cannot serve, 2 for a mistake in what was asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from mlbot_core.clock import clock_from_env, format_utc, parse_utc_ms
+from mlbot_core.emulator.coinglass import DEFAULT_KEY, CoinglassOptions
+from mlbot_core.emulator.faults import FaultSchedule
+from mlbot_core.emulator.market import MODES
+from mlbot_core.emulator.plans import PLANS
+from mlbot_core.emulator.server import DEFAULT_SEED, DEFAULT_START_MS, EmulatorServer
+from mlbot_core.errors import MlbotError, UsageError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mlbot_core.emulator", description="A local server with the wire format of Coinglass v4."
+    )
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one (default)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of the synthetic market")
+    parser.add_argument("--start", default=format_utc(DEFAULT_START_MS)[:10], help="first day, for example 2024-01-01")
+    parser.add_argument("--mode", choices=MODES, default="planted", help="planted hides a signal, null has none")
+    parser.add_argument("--plan", choices=tuple(PLANS), default="enterprise", help="limits as Coinglass sells them")
+    parser.add_argument("--key", default=DEFAULT_KEY, help="API key to accept; it opens nothing but this server")
+    parser.add_argument("--no-native-2h", action="store_true", help="refuse interval=2h")
+    parser.add_argument("--faults", type=Path, help="JSON file with a fault schedule")
+    return parser
+
+
+def _server(args: argparse.Namespace) -> EmulatorServer:
+    try:
+        start_ms = parse_utc_ms(args.start)
+    except ValueError as error:
+        raise UsageError(f"--start {args.start!r}: {error}; give a date such as 2024-01-01") from error
+    faults = None
+    if args.faults is not None:
+        try:
+            faults = FaultSchedule.from_json(args.faults.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"--faults {args.faults}: {error.strerror}") from error
+    return EmulatorServer(
+        seed=args.seed,
+        start_ms=start_ms,
+        mode=args.mode,
+        options=CoinglassOptions(key=args.key, plan=args.plan, native_2h=not args.no_native_2h),
+        clock=clock_from_env(),
+        faults=faults,
+        port=args.port,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal; return the exit code."""
+    args = _parser().parse_args(argv)
+    done = threading.Event()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        done.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    try:
+        with _server(args) as server:
+            ready = {"url": server.url, "pid": os.getpid(), **server.state()}
+            sys.stdout.write(json.dumps(ready) + "\n")
+            sys.stdout.flush()
+            done.wait()
+    except MlbotError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
