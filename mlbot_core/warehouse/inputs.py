@@ -1,0 +1,154 @@
+"""Checked, settled input of a market: what features, targets, training and backtest read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+
+from mlbot_core.errors import MissingDataError, WarehouseError
+from mlbot_core.market import CATALOGUE
+from mlbot_core.timeframe import DAY_MS, Market, Month, Timeframe
+from mlbot_core.warehouse.bitemporal import Settled, settled
+from mlbot_core.warehouse.ingest import RAW_CHECKS, partition_name
+from mlbot_core.warehouse.partitions import made_partitions, require
+from mlbot_core.warehouse.store import Warehouse
+
+# an as-of join needs the bar before the window, which for daily series is up to two days back
+_COARSE_MARGIN_MS = 3 * DAY_MS
+
+
+@dataclass(frozen=True)
+class MarketInputs:
+    """Settled series of one market.
+
+    Parameters
+    ----------
+    settled
+        By series name; a series that the source does not serve is absent.
+    versions
+        ``series|partition`` -> data version of every raw partition that was read.
+    snapshot_ms
+        S: nothing observed after it was looked at.
+    notes
+        What the source says about its data (approximations, vintages), each once.
+    """
+
+    market: Market
+    source: str
+    settled: Mapping[str, Settled]
+    versions: Mapping[str, str]
+    snapshot_ms: int
+    notes: tuple[str, ...] = ()
+
+    def shares(self) -> dict[str, float]:
+        """Return the live, modelled, restated and late shares over all rows of all series."""
+        rows = {name: series.table.num_rows for name, series in self.settled.items()}
+        total = sum(rows.values())
+        sums = {"live": 0.0, "modelled": 0.0, "restated": 0.0, "late": 0.0}
+        for name, series in self.settled.items():
+            for kind, share in series.shares().items():
+                sums[kind] += share * rows[name]
+        return {kind: value / total if total else 0.0 for kind, value in sums.items()}
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which inputs to read: requested months, with so much more before and after.
+
+    Parameters
+    ----------
+    before_ms, after_ms
+        How far the reading reaches beyond the months, ms.
+    series
+        Names in the catalogue; all by default.
+    """
+
+    source: str
+    market: Market
+    months: tuple[Month, ...]
+    settle_delay_ms: int
+    before_ms: int = 0
+    after_ms: int = 0
+    series: tuple[str, ...] = tuple(CATALOGUE)
+
+    @property
+    def start_ms(self) -> int:
+        """First open time read, UTC ms."""
+        return min(self.months).start_ms - self.before_ms
+
+    @property
+    def end_ms(self) -> int:
+        """End of what is read, UTC ms, exclusive."""
+        return max(self.months).end_ms + self.after_ms
+
+
+def read_inputs(warehouse: Warehouse, window: Window, *, known_by_ms: int) -> MarketInputs:
+    """Read the settled series of a window, refusing what failed its checks.
+
+    The requested months must have been made; months around them are read as far as they exist, and must be good too.
+
+    Raises
+    ------
+    MissingDataError
+        If a requested month of a series was never made.
+    QualityRefusedError
+        If a month that would be read failed a check or was never checked.
+    """
+    read: dict[str, Settled] = {}
+    versions: dict[str, str] = {}
+    notes: dict[str, None] = {}
+    with warehouse.read() as con:
+        for series in window.series:
+            timeframe = _stored_timeframe(con, window, series, versions, notes)
+            if timeframe is None:
+                continue
+            read[series] = settled(
+                con,
+                series,
+                source=window.source,
+                symbol=window.market.symbol,
+                timeframe=timeframe,
+                start_ms=window.start_ms - (_COARSE_MARGIN_MS if timeframe != window.market.timeframe else 0),
+                end_ms=window.end_ms,
+                settle_delay_ms=window.settle_delay_ms,
+                known_by_ms=known_by_ms,
+            )
+    if "price" in window.series and not read.get("price"):
+        raise MissingDataError(
+            f"{window.source} serves no prices for {window.market}; choose another interval or source"
+        )
+    return MarketInputs(window.market, window.source, read, versions, known_by_ms, tuple(notes))
+
+
+def _stored_timeframe(
+    con: duckdb.DuckDBPyConnection, window: Window, series: str, versions: dict[str, str], notes: dict[str, None]
+) -> Timeframe | None:
+    """Check the raw partitions of a series and return the timeframe its rows are stored at."""
+    made = set(made_partitions(con, series, window.source))
+    around = Month.span(window.start_ms, window.end_ms)
+    names = [partition_name(window.market, month) for month in around]
+    requested = {partition_name(window.market, month) for month in window.months}
+    wanted = [name for name in names if name in requested or name in made]
+    accepted = require(con, series, window.source, wanted, RAW_CHECKS)
+    versions.update({f"{series}|{name}": accepted[name].version for name in wanted})
+    notes.update(dict.fromkeys(f"{series}: {part.info['note']}" for part in accepted.values() if part.info.get("note")))
+    stored = {accepted[name].info.get("timeframe") for name in wanted} - {None}
+    if len(stored) > 1:
+        raise WarehouseError(
+            f"{series} of {window.market} from {window.source} is stored at {sorted(map(str, stored))}; "
+            "materialize all its months again so that they have one timeframe"
+        )
+    return Timeframe.parse(str(stored.pop())) if stored else None
+
+
+def contiguous(months: Sequence[Month]) -> list[tuple[Month, ...]]:
+    """Group months into unbroken stretches, ascending."""
+    groups: list[list[Month]] = []
+    for month in sorted(set(months)):
+        if groups and groups[-1][-1].next() == month:
+            groups[-1].append(month)
+        else:
+            groups.append([month])
+    return [tuple(group) for group in groups]

@@ -1,0 +1,207 @@
+"""What was written when, and whether it was found good: rows that every consumer reads and obeys.
+
+A check shown by an orchestrator does not hold back a run that somebody launches on its own. So each verdict is a row
+for (asset, source, partition, check, data version), and consumers refuse what failed or was never checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from mlbot_core.errors import MissingDataError, QualityRefusedError
+
+
+@dataclass(frozen=True, order=True)
+class PartitionKey:
+    """An asset's partition of one source, for example ``price``, ``archive``, ``BTC-2h|2024-03-01``."""
+
+    asset: str
+    source: str
+    partition: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one check of one partition.
+
+    Parameters
+    ----------
+    detail
+        Plain values for people: counts, bounds, the first offender.
+    """
+
+    check: str
+    passed: bool
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PartitionOutcome:
+    """What making one partition came to.
+
+    Parameters
+    ----------
+    info
+        Plain facts about the data: stored timeframe, first and last bar, hash of the configuration ...
+    """
+
+    key: PartitionKey
+    rows: int
+    version: str
+    checks: tuple[Verdict, ...]
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A partition that a consumer may use: its data version and what was written down about it."""
+
+    version: str
+    rows: int
+    info: Mapping[str, Any]
+
+
+def data_version(table: pa.Table) -> str:
+    """Return a hash of the content of a table: same rows in the same order, same text, on any machine."""
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        digest.update(f"{name}:{column.type}:{len(column)};".encode())
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            digest.update(json.dumps(column.to_pylist()).encode())
+            continue
+        nulls = np.asarray(column.is_null().to_numpy(zero_copy_only=False), dtype=np.uint8)
+        digest.update(nulls.tobytes())
+        filled = column.fill_null(False if pa.types.is_boolean(column.type) else 0)
+        digest.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def record_partition(con: duckdb.DuckDBPyConnection, outcome: PartitionOutcome, *, now_ms: int, run_id: str) -> None:
+    """Write down that a partition was made, and its verdicts, in the transaction that made it."""
+    key = outcome.key
+    where = [key.asset, key.source, key.partition]
+    con.execute(
+        "INSERT INTO partitions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [*where, outcome.version, outcome.rows, _json(outcome.info), now_ms, run_id],
+    )
+    for check in outcome.checks:
+        con.execute(
+            "INSERT INTO quality VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [*where, check.check, outcome.version, bool(check.passed), _json(check.detail), now_ms, run_id],
+        )
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(dict(values), default=str, sort_keys=True)
+
+
+def verdicts(con: duckdb.DuckDBPyConnection, key: PartitionKey) -> tuple[str | None, dict[str, Verdict]]:
+    """Return the newest data version of a partition and the newest verdict of each check on that version."""
+    row = con.execute(
+        "SELECT data_version FROM partitions WHERE asset = ? AND source = ? AND partition = ? "
+        "ORDER BY written_at DESC, rowid DESC LIMIT 1",
+        [key.asset, key.source, key.partition],
+    ).fetchone()
+    if row is None:
+        return None, {}
+    found = con.execute(
+        "SELECT check_name, passed, detail FROM quality WHERE asset = ? AND source = ? AND partition = ? "
+        "AND data_version = ? ORDER BY checked_at, rowid",
+        [key.asset, key.source, key.partition, row[0]],
+    ).fetchall()
+    return str(row[0]), {name: Verdict(name, passed, json.loads(detail)) for name, passed, detail in found}
+
+
+def require(
+    con: duckdb.DuckDBPyConnection,
+    asset: str,
+    source: str,
+    partitions: Sequence[str],
+    checks: Sequence[str],
+) -> dict[str, Accepted]:
+    """Refuse input that is missing, failed a check or was never checked; return what each partition holds.
+
+    Raises
+    ------
+    MissingDataError
+        If a partition was never made.
+    QualityRefusedError
+        If a check failed on the stored data version, or has no verdict for it.
+    """
+    made = _newest(con, asset, source, partitions)
+    missing = [p for p in partitions if p not in made]
+    if missing:
+        raise MissingDataError(
+            f"{asset} from {source} has no data for {_few(missing)}; materialize it first "
+            "(mlbot backfill), then run this again"
+        )
+    outcomes = _outcomes(con, asset, source, partitions)
+    problems: list[str] = []
+    for partition in partitions:
+        for check in checks:
+            outcome = outcomes.get((partition, made[partition].version, check))
+            if outcome is None:
+                problems.append(f"{partition}: {check} was never run on version {made[partition].version}")
+            elif not outcome[0]:
+                problems.append(f"{partition}: {check} failed ({outcome[1]})")
+    if problems:
+        raise QualityRefusedError(
+            f"{asset} from {source} is not fit for use: {_few(problems)}; "
+            "repair the source or its bounds in config/intervals.yaml and materialize it again"
+        )
+    return made
+
+
+def made_partitions(con: duckdb.DuckDBPyConnection, asset: str, source: str) -> list[str]:
+    """Return the partitions of an asset that were ever made, ascending."""
+    rows = con.execute(
+        "SELECT DISTINCT partition FROM partitions WHERE asset = ? AND source = ? ORDER BY 1", [asset, source]
+    ).fetchall()
+    return [str(row[0]) for row in rows]
+
+
+def _newest(con: duckdb.DuckDBPyConnection, asset: str, source: str, partitions: Sequence[str]) -> dict[str, Accepted]:
+    rows = con.execute(
+        """
+        SELECT partition, data_version, rows, info FROM partitions
+        WHERE asset = ? AND source = ? AND partition IN (SELECT unnest(?))
+        QUALIFY row_number() OVER (PARTITION BY partition ORDER BY written_at DESC, rowid DESC) = 1
+        """,
+        [asset, source, list(partitions)],
+    ).fetchall()
+    return {str(p): Accepted(str(version), int(count), json.loads(info)) for p, version, count, info in rows}
+
+
+def _outcomes(
+    con: duckdb.DuckDBPyConnection, asset: str, source: str, partitions: Sequence[str]
+) -> dict[tuple[str, str, str], tuple[bool, str]]:
+    rows = con.execute(
+        """
+        SELECT partition, data_version, check_name, passed, detail FROM quality
+        WHERE asset = ? AND source = ? AND partition IN (SELECT unnest(?))
+        QUALIFY row_number() OVER (
+            PARTITION BY partition, data_version, check_name ORDER BY checked_at DESC, rowid DESC
+        ) = 1
+        """,
+        [asset, source, list(partitions)],
+    ).fetchall()
+    return {(str(p), str(v), str(c)): (bool(ok), str(d)) for p, v, c, ok, d in rows}
+
+
+def _few(items: Sequence[str], most: int = 3) -> str:
+    shown = "; ".join(items[:most])
+    return f"{shown} and {len(items) - most} more" if len(items) > most else shown
