@@ -1,0 +1,117 @@
+"""A model's version: the hash of everything that decides its bytes. Same version, same bytes."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from mlbot_core.errors import MlbotError
+from mlbot_core.models.canonical import canonical_json, sha256_hex
+
+PACKAGE_DIR: Final = Path(__file__).resolve().parents[1]
+CODE_ROOMS: Final = ("features", "targets", "validation", "models")
+LIBRARIES: Final = ("lightgbm", "numba", "numpy", "pandas", "scipy")
+
+
+class VersionError(MlbotError):
+    """A version cannot be computed from what was given."""
+
+
+@dataclass(frozen=True)
+class VersionInputs:
+    """Everything a model's version depends on.
+
+    Parameters
+    ----------
+    code
+        :func:`code_version`.
+    market
+        For instance ``BTC-2h``.
+    source
+        Where the data came from: ``emulator``, ``archive`` ...
+    snapshot_ms
+        The data snapshot S (rows with ``observed_at <= S``), UTC ms.
+    partitions
+        Partition key to the version of the data in it.
+    training_cutoff_ms
+        No bar after this trained anything, UTC ms; None where the data's own end is the cutoff.
+    feature_set
+        Hash of the feature set.
+    targets, walk_forward
+        Their sections of ``models.yaml``, as plain JSON values (``model_dump(mode="json")``).
+    model_type
+        For instance ``lightgbm``.
+    params
+        Parameters of the model, as plain JSON values.
+    seed
+        Of the model.
+    libraries
+        :func:`library_versions`.
+    """
+
+    code: str
+    market: str
+    source: str
+    snapshot_ms: int
+    partitions: Mapping[str, str]
+    training_cutoff_ms: int | None
+    feature_set: str
+    targets: Mapping[str, Any]
+    walk_forward: Mapping[str, Any]
+    model_type: str
+    params: Mapping[str, Any]
+    seed: int
+    libraries: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, the text that is hashed and that a report may print."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
+
+
+def model_version(inputs: VersionInputs) -> str:
+    """Return the model version, 64 hex digits.
+
+    Raises
+    ------
+    VersionError
+        If something is not a plain JSON value, or a number is NaN or infinite.
+    """
+    try:
+        return sha256_hex(canonical_json(inputs.as_json()))
+    except (TypeError, ValueError) as error:
+        raise VersionError(f"the model version needs plain JSON values: {error}") from error
+
+
+def code_version(package_dir: Path = PACKAGE_DIR, rooms: Sequence[str] = CODE_ROOMS) -> str:
+    """Return the hash of the ``*.py`` files of the rooms that decide a model, 64 hex digits.
+
+    It depends on the files' paths inside the package and on their bytes, not on where the package lies.
+
+    Raises
+    ------
+    VersionError
+        If a room has no source files.
+    """
+    digests: dict[str, str] = {}
+    for room in rooms:
+        found = sorted((package_dir / room).rglob("*.py"))
+        if not found:
+            raise VersionError(f"no source files in {package_dir / room}; is the package installed with its sources?")
+        digests |= {path.relative_to(package_dir).as_posix(): sha256_hex(path.read_bytes()) for path in found}
+    return sha256_hex(canonical_json(digests))
+
+
+def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Return the installed versions of libraries and of Python, without importing them.
+
+    Raises
+    ------
+    importlib.metadata.PackageNotFoundError
+        If one is not installed.
+    """
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
