@@ -1,0 +1,1 @@
+"""Simulation, metrics, verdict and report of a stream of forecasts."""

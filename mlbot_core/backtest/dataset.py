@@ -1,0 +1,219 @@
+"""From stored forecasts to a stored backtest and its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from mlbot_core.backtest.funding import funding_of
+from mlbot_core.backtest.report import render_report, summary_row
+from mlbot_core.backtest.run import BacktestInput, BacktestResult, run_backtest
+from mlbot_core.config import FeesConfig, RiskConfig
+from mlbot_core.errors import MissingDataError
+from mlbot_core.models.training import FORECAST_CHECKS, FORECASTS_TABLE, REGISTRY_TABLE
+from mlbot_core.targets.dataset import TABLE as TARGETS_TABLE
+from mlbot_core.timeframe import Market, Month
+from mlbot_core.warehouse import (
+    PartitionKey,
+    PartitionOutcome,
+    Verdict,
+    Warehouse,
+    data_version,
+    read_window,
+    record_partition,
+    replace_window,
+    require,
+)
+from mlbot_core.warehouse.inputs import Window, read_inputs
+
+BACKTESTS_TABLE = "backtests"
+EQUITY_TABLE = "backtest_equity"
+BACKTEST_CHECKS = ("bookkeeping", "criteria")
+
+
+@dataclass(frozen=True)
+class BacktestRequest:
+    """Which model's stored forecasts to trade."""
+
+    source: str
+    market: Market
+    model_type: str
+    settle_delay_ms: int
+    known_by_ms: int
+    run_id: str
+
+    @property
+    def partition(self) -> str:
+        """Partition of the model assets: ``BTC-2h|lightgbm``."""
+        return f"{self.market}|{self.model_type}"
+
+    @property
+    def scope(self) -> dict[str, str]:
+        """Columns that identify this model's rows, whatever its version."""
+        return {**self.market_scope, "model_type": self.model_type}
+
+    @property
+    def market_scope(self) -> dict[str, str]:
+        """Columns that identify the market's rows."""
+        return {"source": self.source, "symbol": self.market.symbol, "timeframe": str(self.market.timeframe)}
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """The newest registered version of a model."""
+
+    version: str
+    folds: pd.DataFrame
+    importance: pd.DataFrame
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BacktestOutcome:
+    """A finished backtest: its record, its numbers and what the report needs."""
+
+    outcome: PartitionOutcome
+    result: BacktestResult
+    model: StoredModel
+    summary: dict[str, Any]
+
+
+def backtest(warehouse: Warehouse, request: BacktestRequest, fees: FeesConfig, risk: RiskConfig) -> BacktestOutcome:
+    """Trade the newest version's out-of-fold forecasts and store equity and summary.
+
+    Raises
+    ------
+    MissingDataError
+        If there is no trained model, or the prices of its period are gone.
+    QualityRefusedError
+        If forecasts or prices failed a check.
+    BookkeepingError
+        If an independent bookkeeping of the same fills disagrees.
+    """
+    result, model = compute(warehouse, request, fees, risk)
+    summary = summary_row(result) | {
+        "model_version": model.version,
+        "start_ms": result.start_ms,
+        "end_ms": result.end_ms,
+    }
+    equity = pa.Table.from_pandas(result.equity, preserve_index=False).replace_schema_metadata(None)
+    outcome = PartitionOutcome(
+        PartitionKey("backtest", request.source, request.partition),
+        equity.num_rows,
+        data_version(equity),
+        (
+            Verdict("bookkeeping", True, {"vectorbt_relative_difference": float(result.vectorbt.disagreement)}),
+            Verdict(
+                "criteria",
+                not result.verdict.refused and result.verdict.significant,
+                {"outcome": result.verdict.outcome},
+            ),
+        ),
+        {"model_version": model.version, "verdict": result.verdict.outcome},
+    )
+    row = pa.table(
+        {
+            "created_at": pa.array([warehouse.clock.now_ms()], pa.int64()),
+            "data_version": [outcome.version],
+            "summary": [json.dumps(summary, default=str, sort_keys=True)],
+            "run_id": [request.run_id],
+        }
+    )
+    with warehouse.write() as con:
+        replace_window(con, EQUITY_TABLE, {**request.scope, "model_version": model.version}, equity)
+        replace_window(con, BACKTESTS_TABLE, {**request.scope, "model_version": model.version}, row)
+        record_partition(con, outcome, now_ms=warehouse.clock.now_ms(), run_id=request.run_id)
+    return BacktestOutcome(outcome, result, model, summary)
+
+
+def compute(
+    warehouse: Warehouse, request: BacktestRequest, fees: FeesConfig, risk: RiskConfig
+) -> tuple[BacktestResult, StoredModel]:
+    """Run the backtest of the newest version without storing anything; the same input gives the same result."""
+    with warehouse.read() as con:
+        require(con, "forecasts", request.source, [request.partition], FORECAST_CHECKS)
+        model = newest_model(read_window(con, REGISTRY_TABLE, request.scope, order_by="created_at"), request)
+        forecasts = read_window(con, FORECASTS_TABLE, {**request.scope, "model_version": model.version}).to_pandas()
+        first, last = int(forecasts["ts"].iloc[0]), int(forecasts["ts"].iloc[-1])
+        labels = read_window(con, TARGETS_TABLE, request.market_scope, start_ms=first, end_ms=last + 1).to_pandas()
+    window = Window(
+        request.source,
+        request.market,
+        tuple(Month.span(first, last + 1)),
+        request.settle_delay_ms,
+        after_ms=request.market.timeframe.ms,
+    )
+    inputs = read_inputs(warehouse, window, known_by_ms=request.known_by_ms)
+    bars = inputs.settled["price"].table.select(["ts", "open", "high", "low", "close"]).to_pandas()
+    funding, funding_note = funding_of(inputs)
+    targets = pd.DataFrame(
+        {
+            "ts": labels["ts"],
+            "label": labels["tb_label"],
+            "width": labels["tb_width"],
+            "t1": np.where(labels["tb_t1"] >= 0, labels["tb_t1"], np.nan),
+        }
+    )
+    data = BacktestInput(
+        market=request.market,
+        source=request.source,
+        model_type=request.model_type,
+        model_version=model.version,
+        bars=bars,
+        forecasts=forecasts[["ts", "fold", "p_down", "p_neutral", "p_up"]],
+        targets=targets,
+        funding=funding,
+        fees=fees,
+        risk=risk,
+        settle_delay_ms=request.settle_delay_ms,
+        synthetic=request.source == "emulator",
+        notes=(funding_note, *inputs.notes),
+        shares=inputs.shares(),
+        n_features=len(model.importance),
+    )
+    return run_backtest(data), model
+
+
+def newest_model(registry: pa.Table, request: BacktestRequest) -> StoredModel:
+    """Return the newest registered version.
+
+    Raises
+    ------
+    MissingDataError
+        If none is registered.
+    """
+    if registry.num_rows == 0:
+        raise MissingDataError(
+            f"no {request.model_type} model of {request.market} from {request.source} is registered; run: "
+            f"mlbot train --source {request.source} --interval {request.market.timeframe} --model {request.model_type}"
+        )
+    row = registry.slice(registry.num_rows - 1).to_pylist()[0]
+    return StoredModel(
+        str(row["model_version"]),
+        pd.DataFrame(json.loads(row["folds"])),
+        pd.DataFrame(json.loads(row["importance"])),
+        json.loads(row["inputs"]),
+    )
+
+
+def write_report(result: BacktestResult, model: StoredModel, folder: Path) -> Path:
+    """Write the HTML report and return its path: whole or not at all, one file a model version."""
+    importance = model.importance.set_index("feature")["gain_share"] if len(model.importance) else None
+    html = render_report(result, importance, model.folds)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = result.input
+    path = folder / f"{data.market}-{data.model_type}-{data.source}-{model.version[:12]}.html"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".report-", suffix=".html")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(html)
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)
+    return path

@@ -1,0 +1,299 @@
+"""The report's words and tables as HTML; every text that comes from outside is escaped."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from mlbot_core.backtest.metrics import Metrics
+from mlbot_core.backtest.plots import Figure
+from mlbot_core.backtest.run import BacktestResult
+from mlbot_core.backtest.verdict import CRITERIA_MET, NOT_EVALUATED, Criterion
+from mlbot_core.clock import format_utc
+from mlbot_core.validation.significance import Interval
+
+DASH: Final = "–"
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_SECTIONS: Final = (
+    "criteria",
+    "equity",
+    "months",
+    "trades",
+    "costs",
+    "calibration",
+    "importance",
+    "metrics",
+    "provenance",
+)
+_SIZES: Final = ("traded", "unit", "hold")
+
+
+def escape(text: object) -> str:
+    """Return the text safe for HTML."""
+    return html.escape(str(text))
+
+
+def number(value: float, pattern: str) -> str:
+    """Return a formatted number, a dash where it is undefined."""
+    if math.isnan(value):
+        return DASH
+    return "∞" if value == math.inf else format(value, pattern)
+
+
+def interval(value: Interval, pattern: str) -> str:
+    """Return ``value [low, high]``."""
+    if math.isnan(value.value):
+        return DASH
+    return f"{number(value.value, pattern)} [{number(value.low, pattern)}, {number(value.high, pattern)}]"
+
+
+def section(name: str, title: str, content: str) -> str:
+    """Return a headed section."""
+    return f"<section id='{name}'><h2>{title}</h2>{content}</section>"
+
+
+def figure_or_words(name: str, figure: Figure | None, figures: dict[str, Figure], words: str) -> str:
+    """Return the place of a figure and register it, or a sentence where there is none."""
+    if figure is None:
+        return f"<p class='note'>{words}</p>"
+    figures[name] = figure
+    height = int(figure["layout"]["height"])
+    return f"<div class='plot' id='{name}' style='height:{height}px'></div>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", kind: str = "") -> str:
+    """Return a table of ready HTML cells."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
+    title = f"<caption>{caption}</caption>" if caption else ""
+    inner = f"{title}<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
+    return f"<div class='scroll'><table class='{kind}'>{inner}</table></div>"
+
+
+def _cell(cell: str) -> str:
+    return cell if cell.startswith("<td") else f"<td>{cell}</td>"
+
+
+def header(result: BacktestResult) -> str:
+    """Return banner, title, verdict and the cards of the main numbers."""
+    data = result.input
+    banner = ""
+    if data.synthetic:
+        banner = (
+            "<div class='banner' role='alert'>SYNTHETIC MARKET <span>The prices are made up by a seeded generator. "
+            "Nothing here says anything about real trading.</span></div>"
+        )
+    unit, traded, hold = (result.metrics[name] for name in ("unit", "traded", "hold"))
+    met = result.verdict.outcome.startswith(CRITERIA_MET)
+    cards = "".join(
+        f"<div class='card'><div class='name'>{name}</div><div class='value'>{value}</div>"
+        f"<div class='more'>{more}</div></div>"
+        for name, value, more in (
+            (
+                "Net return, unit exposure",
+                number(unit.total_return, "+.1%"),
+                f"traded size {number(traded.total_return, '+.2%')}; buy and hold {number(hold.total_return, '+.1%')}",
+            ),
+            (
+                "Net Sharpe, unit exposure",
+                number(unit.sharpe.value, ".2f"),
+                f"95 %: {number(unit.sharpe.low, '.2f')} to {number(unit.sharpe.high, '.2f')}",
+            ),
+            (
+                "Max drawdown, unit exposure",
+                number(unit.drawdown.depth, ".1%"),
+                f"traded size {number(traded.drawdown.depth, '.2%')}",
+            ),
+            ("MAR, unit exposure", number(unit.mar, ".2f"), f"CAGR {number(unit.cagr, '+.1%')}"),
+            (
+                "Forecast hit rate",
+                number(result.skill.hits.value, ".1%"),
+                f"95 %: {number(result.skill.hits.low, '.1%')} to {number(result.skill.hits.high, '.1%')}",
+            ),
+            (
+                "Round trips",
+                f"{traded.trades:,}",
+                f"{number(traded.trade_hits.value, '.1%')} won, profit factor {number(traded.profit_factor, '.2f')}",
+            ),
+        )
+    )
+    links = "".join(f"<a href='#{name}'>{name}</a>" for name in _SECTIONS)
+    return (
+        f"{banner}<header><h1>{escape(data.market)} · {escape(data.model_type)}</h1>"
+        f"<span class='soft'>source {escape(data.source)} · model {escape(data.model_version)}</span>"
+        "<button id='theme' type='button'>light / dark</button></header>"
+        f"<p class='soft'>{_moment(result.start_ms)} to {_moment(result.end_ms)} UTC · {unit.days:,} days · "
+        f"{len(result.equity):,} bars · {data.forecasts['fold'].nunique()} folds, all out of sample</p>"
+        f"<div class='verdict{' met' if met else ''}'><b>{escape(result.verdict.outcome)}</b></div>"
+        f"<div class='cards'>{cards}</div><nav>{links}</nav>"
+    )
+
+
+def criteria(result: BacktestResult) -> str:
+    """Return the table of criteria at both sizes."""
+    verdict = result.verdict
+    rows = [
+        (criterion.name, criterion.bound, *_outcome(criterion), *_outcome(unit))
+        for criterion, unit in zip(verdict.criteria["traded"], verdict.criteria["unit"], strict=True)
+    ]
+    rows += [(name, bound, DASH, "not evaluated", DASH, "not evaluated") for name, bound in verdict.not_evaluated]
+    head = ("criterion", "bound", "traded size", "", "unit exposure", "")
+    sharpe = result.metrics["unit"].sharpe
+    words = (
+        f"<p>Sharpe ratio at unit exposure {interval(sharpe, '.2f')} (95 %), probability that it is above zero "
+        f"{number(result.metrics['unit'].psr, '.1%')}: "
+        + ("" if verdict.significant else "<b>not significant</b>, that is, not shown to be above zero.")
+        + ("significantly above zero before counting trials." if verdict.significant else "")
+        + "</p><p class='note'>The bounds are constants in code. A backtest can refuse a model; it can never promote "
+        "one. The interval takes days as independent.</p>"
+        f"<p class='note'>DSR and PBO: {NOT_EVALUATED}.</p>"
+    )
+    return table(head, rows) + words
+
+
+def _outcome(criterion: Criterion) -> tuple[str, str]:
+    pattern = {"Sharpe": ".2f", "MAR": ".2f", "max drawdown": ".2%"}.get(criterion.name, ",.0f")
+    word = "<span class='pass'>pass</span>" if criterion.passed else "<span class='fail'>fail</span>"
+    return number(criterion.value, pattern), word
+
+
+def month_table(months: pd.DataFrame, caption: str) -> str:
+    """Return a year-by-month table, cells tinted by gain and loss."""
+    if months.empty:
+        return "<p class='note'>No days: nothing to show.</p>"
+    largest = float(np.nanmax(np.abs(months[list(range(1, 13))].to_numpy(dtype=np.float64))))
+    rows = []
+    for year, values in zip(months.index, months.to_numpy(dtype=np.float64), strict=True):
+        *by_month, whole = (float(value) for value in values)
+        cells = [_tinted(value, largest) for value in by_month]
+        rows.append((str(year), *cells, f"<td><b>{_percent(whole)}</b></td>"))
+    return table(("", *_MONTHS, "year"), rows, caption, "months")
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{value * 100:+.2f}" if abs(value) < 0.1 else f"{value * 100:+.1f}"
+
+
+def _tinted(value: float, largest: float) -> str:
+    if math.isnan(value) or largest == 0 or value == 0:
+        return f"<td>{_percent(value)}</td>"
+    colour = "47,158,110" if value > 0 else "217,83,79"
+    return f"<td style='background:rgba({colour},{0.08 + 0.5 * abs(value) / largest:.2f})'>{_percent(value)}</td>"
+
+
+def skill_words(result: BacktestResult) -> str:
+    """Return what the forecasts themselves were worth, in a paragraph."""
+    skill = result.skill
+    if skill.n == 0:
+        return ""
+    better = skill.base_log_loss - skill.log_loss
+    return (
+        f"<p>Where a barrier was touched, the forecast leaned the right way in {interval(skill.hits, '.1%')} of "
+        f"cases (intervals count overlapping labels once: {skill.hits.n:,} independent); always saying the same would "
+        f"have hit {number(skill.base_rate, '.1%')}. Log loss {number(skill.log_loss, '.4f')} against "
+        f"{number(skill.base_log_loss, '.4f')} of the labels' own frequencies "
+        f"({'better' if better > 0 else 'worse'} by {abs(better):.4f} nats), {skill.n:,} forecasts.</p>"
+    )
+
+
+def metrics_table(result: BacktestResult) -> str:
+    """Return every metric at the traded size, at unit exposure and for buy and hold."""
+    lines = [
+        ("NAV at the end, USD", lambda m: number(m.nav_end, ",.2f")),
+        ("total return", lambda m: number(m.total_return, "+.2%")),
+        ("CAGR", lambda m: number(m.cagr, "+.2%")),
+        ("volatility, annual", lambda m: number(m.volatility, ".2%")),
+        ("Sharpe [95 %]", lambda m: interval(m.sharpe, ".2f")),
+        ("probability of Sharpe > 0", lambda m: number(m.psr, ".1%")),
+        ("Sortino", lambda m: number(m.sortino, ".2f")),
+        ("max drawdown, daily closes", lambda m: number(m.drawdown.depth, ".2%")),
+        ("its length, days", lambda m: f"{m.drawdown.days:,}{'' if m.drawdown.recovered else ', not recovered'}"),
+        ("max drawdown at the bars' extremes", lambda m: number(m.drawdown_intrabar, ".2%")),
+        ("MAR", lambda m: number(m.mar, ".2f")),
+        ("mean exposure", lambda m: number(m.exposure, ".1%")),
+        ("time in the market", lambda m: number(m.time_in_market, ".1%")),
+        ("turnover a year, × NAV", lambda m: number(m.turnover_per_year, ",.1f")),
+        ("round trips (open at the end)", lambda m: f"{m.trades:,} ({m.open_trades})"),
+        ("round trips won [95 %]", lambda m: interval(m.trade_hits, ".1%")),
+        ("profit factor", lambda m: number(m.profit_factor, ".2f")),
+        ("mean round trip, bp of NAV", lambda m: number(m.mean_trade_return * 1e4, "+.2f")),
+        ("break-even cost per side, bp", lambda m: number(m.break_even_bp, ".2f")),
+        ("gross, USD", lambda m: number(m.waterfall.gross, "+,.2f")),
+        ("fees, USD", lambda m: number(m.waterfall.fees, ",.2f")),
+        ("slippage, USD", lambda m: number(m.waterfall.slippage, ",.2f")),
+        ("funding paid, USD", lambda m: number(m.waterfall.funding, "+,.2f")),
+        ("net, USD", lambda m: number(m.waterfall.net, "+,.2f")),
+        ("bankrupt", lambda m: "yes" if m.bankrupt else "no"),
+    ]
+    sizes: list[Metrics] = [result.metrics[name] for name in _SIZES]
+    rows = [(name, *(show(m) for m in sizes)) for name, show in lines]
+    return table(("", "traded size", "unit exposure", "buy and hold"), rows)
+
+
+def vectorbt_table(result: BacktestResult) -> str:
+    """Return vectorbt's statistics of the same fills."""
+    stats = result.vectorbt.trades
+    pattern = {"count": ",.0f", "win_rate": ".1%", "mean_bars": ".1f"}
+    head = [name.replace("_", " ").replace("usd", "USD") for name in stats]
+    row = [number(value, pattern.get(name, ".2f")) for name, value in stats.items()]
+    return (
+        "<h3>The same fills in vectorbt's books (traded size, before funding)</h3>"
+        + table(head, [row])
+        + f"<p class='note'>Funding taken off, vectorbt's equity and ours differ by at most "
+        f"{result.vectorbt.disagreement:.1e} of NAV at any bar.</p>"
+    )
+
+
+def folds_table(folds: pd.DataFrame | None) -> str:
+    """Return the folds as given; large whole numbers are shown as UTC dates."""
+    if folds is None or folds.empty:
+        return "<p class='note'>No table of folds was given.</p>"
+    rows = [[_value(value) for value in row] for row in folds.itertuples(index=False)]
+    return table([escape(str(name).replace("_", " ")) for name in folds.columns], rows)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, pd.Timestamp):
+        return value.strftime("%Y-%m-%d %H:%M")
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return escape(value)
+    as_float = float(value)
+    if as_float.is_integer():
+        return _moment(int(as_float)) if abs(as_float) > 1e11 else f"{int(as_float):,}"
+    return number(as_float, ".4g")
+
+
+def _moment(ms: int) -> str:
+    return format_utc(ms).removesuffix("T00:00:00Z")
+
+
+def provenance(result: BacktestResult) -> str:
+    """Return sources, delays, point-in-time shares and notes."""
+    data = result.input
+    rows = [
+        ("market", escape(data.market)),
+        ("source", escape(data.source) + (" (synthetic)" if data.synthetic else "")),
+        ("model", f"{escape(data.model_type)} {escape(data.model_version)}"),
+        ("decision after the close", f"{(data.settle_delay_ms + data.latency_ms) / 1000:g} s"),
+        ("fee, slippage per side", f"{data.fees.taker_bp:g} bp, {data.fees.slippage_bp:g} bp"),
+        (
+            "cap at the traded size",
+            f"{data.risk.max_position:.0%} of NAV, trimmed above {data.risk.max_position * 1.05:.1%}",
+        ),
+        ("settlements paid", f"{len(result.payments):,}"),
+    ]
+    rows += [(f"share of data: {escape(name)}", number(float(share), ".1%")) for name, share in data.shares.items()]
+    if not data.shares:
+        rows.append(("share of data: live, modelled, restated", "not given"))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
+    return (
+        table(("", ""), [(name, f"<td class='text'>{value}</td>") for name, value in rows])
+        + "<p class='note'>live: recorded when it was new; modelled: seen only as history, its time of publication "
+        "modelled; restated: changed by the source after it was first seen (used as known at the decision).</p>"
+        + f"<ul>{notes}</ul>"
+    )
