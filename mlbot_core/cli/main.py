@@ -1,0 +1,329 @@
+"""The ``mlbot`` command: thin calls into Dagster, so that everything it does is recorded and can be audited."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mlbot_core import __version__
+from mlbot_core.cli import output, selection
+from mlbot_core.cli import status as state
+from mlbot_core.cli.launcher import RunResult, launch
+from mlbot_core.cli.selection import Run
+from mlbot_core.clock import clock_from_env
+from mlbot_core.config import Settings, load_settings
+from mlbot_core.errors import MlbotError
+from mlbot_core.timeframe import Market
+from mlbot_core.warehouse import Warehouse
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="A machine-learning trader for BTC perpetual futures. Every command launches the same assets as the web UI.",
+    epilog="Exit status: 0 done, 1 the work failed, 2 a mistake in what was asked or configured.",
+)
+
+RAW_STEPS = 7
+STEPS: Mapping[str, int] = {
+    "ingest": RAW_STEPS,
+    "features_and_targets": 2,
+    "data": RAW_STEPS + 2,
+    "train": 1,
+    "backtest": 2,
+    "report": 1,
+    "research": 3,
+}
+
+Interval = Annotated[
+    list[str] | None, typer.Option("--interval", "-i", help="30m, 1h, 2h or 4h; may be repeated; default: all.")
+]
+Source = Annotated[
+    str | None,
+    typer.Option("--source", "-s", help="emulator, coinglass, archive or archive-vintages; default: as configured."),
+]
+Symbol = Annotated[str, typer.Option("--symbol", help="A configured symbol.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Model type.")]
+From = Annotated[str | None, typer.Option("--from", help="First date, UTC, like 2024-03-01.")]
+To = Annotated[str | None, typer.Option("--to", help="End date, UTC, exclusive, like 2025-07-01.")]
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, progress to standard error.")]
+
+
+@app.command()
+def up(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; keep it local, the UI has no password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the web UI.")] = 3000,
+    demo: Annotated[bool, typer.Option("--demo", help="Serve the home that `mlbot demo` filled.")] = False,
+) -> None:
+    """Serve the Dagster UI and daemon until Ctrl-C."""
+    from mlbot_core.cli.up import up as serve
+
+    if demo:
+        _enter_demo()
+    raise typer.Exit(serve(load_settings(), output.console(), host=host, port=port))
+
+
+@app.command()
+def backfill(
+    interval: Interval = None,
+    source: Source = None,
+    symbol: Symbol = "BTC",
+    start: From = None,
+    end: To = None,
+    as_json: Json = False,
+) -> None:
+    """Pull raw series, then make features and targets, month by month."""
+    _data_job("data", interval, source, symbol, start, end, as_json)
+
+
+@app.command()
+def features(
+    interval: Interval = None,
+    source: Source = None,
+    symbol: Symbol = "BTC",
+    start: From = None,
+    end: To = None,
+    as_json: Json = False,
+) -> None:
+    """Make features and targets again from stored series."""
+    _data_job("features_and_targets", interval, source, symbol, start, end, as_json)
+
+
+@app.command()
+def train(
+    interval: Interval = None,
+    source: Source = None,
+    symbol: Symbol = "BTC",
+    model: Model = "lightgbm",
+    start: From = None,
+    end: To = None,
+    as_json: Json = False,
+) -> None:
+    """Train walk-forward; --from and --to bound the test period."""
+    settings, name, chosen = _resolve(source, symbol, interval)
+    period = {"start": start, "end": end}
+    for option, text in (("--from", start), ("--to", end)):
+        selection.instant(text, option)
+    config = {"models__forecasts": {key: value for key, value in period.items() if value is not None}}
+    runs = selection.model_runs("train", chosen, selection.model_type(model), name, config)
+    results = _launch(runs, settings, as_json)
+    _finish(results, as_json)
+
+
+@app.command()
+def backtest(
+    interval: Interval = None,
+    source: Source = None,
+    symbol: Symbol = "BTC",
+    model: Model = "lightgbm",
+    as_json: Json = False,
+) -> None:
+    """Trade the stored forecasts with fees, slippage and funding, and write the report."""
+    settings, name, chosen = _resolve(source, symbol, interval)
+    runs = selection.model_runs("backtest", chosen, selection.model_type(model), name)
+    results = _launch(runs, settings, as_json)
+    _finish(results, as_json, _summaries(settings, name, chosen, model), _reports(settings, name, chosen, model))
+
+
+@app.command()
+def report(
+    interval: Interval = None,
+    source: Source = None,
+    symbol: Symbol = "BTC",
+    model: Model = "lightgbm",
+    open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the HTML report of the stored backtest and say where it is."""
+    settings, name, chosen = _resolve(source, symbol, interval)
+    runs = selection.model_runs("report", chosen, selection.model_type(model), name)
+    results = _launch(runs, settings, as_json)
+    paths = _reports(settings, name, chosen, model)
+    if open_:
+        for path in paths:
+            typer.launch(str(path))
+    _finish(results, as_json, _summaries(settings, name, chosen, model), paths)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Say what is stored, what failed its checks, and what was trained."""
+    found = state.collect(load_settings())
+    if as_json:
+        output.emit_json(found)
+        return
+    console = output.console()
+    running = found["up"]
+    where = f"up at {running['url']} (process {running['pid']})" if running else "not up"
+    console.print(f"home {found['home']}, source {found['source']}, {where}")
+    if not found["partitions"]:
+        console.print("Nothing is stored yet. Try: mlbot backfill   (or make demo)")
+        return
+    columns = ("source", "market", "asset", "partitions", "first", "last", "rows", "written_at")
+    rows = [[part[name] for name in columns] for part in found["partitions"]]
+    console.print(output.table("Stored", columns, rows, right=("partitions", "rows")))
+    failed = [
+        [check[name] for name in ("source", "asset", "partition", "check", "detail")]
+        for check in found["failed_checks"]
+    ]
+    if failed:
+        console.print(output.table("Failed checks", ("source", "asset", "partition", "check", "detail"), failed))
+    console.print(f"open gaps: {found['open_gaps']}")
+    if found["backtests"]:
+        console.print(output.summary_table(found["backtests"], "Newest backtests"))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Examine this machine, the configuration, the store and the sources."""
+    from mlbot_core.cli.doctor import examine
+
+    findings = examine(load_settings(), clock_from_env())
+    if as_json:
+        output.emit_json([finding.as_json() for finding in findings])
+    else:
+        rows = [(finding.name, finding.state, finding.text) for finding in findings]
+        output.console().print(output.table("mlbot doctor", ("what", "state", "finding"), rows))
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """Run the whole flow on a SYNTHETIC market with a planted signal; needs no key and no network."""
+    from mlbot_core.cli.demo import START
+
+    home = _enter_demo()
+    settings, name, chosen = _resolve(None, "BTC", None)
+    console = output.console(to_stderr=as_json)
+    console.print(f"mlbot demo: a SYNTHETIC market with a planted signal; everything goes to {home}")
+    months = selection.months(settings, clock_from_env(), name, START, None)
+    runs = selection.data_runs("data", chosen, months, name)
+    runs += selection.model_runs("research", chosen, "lightgbm", name)
+    results = _launch(runs, settings, as_json)
+    _finish(
+        results, as_json, _summaries(settings, name, chosen, "lightgbm"), _reports(settings, name, chosen, "lightgbm")
+    )
+    console.print(
+        "The market above is synthetic and its signal was planted: it shows that the machinery works, nothing else."
+    )
+    console.print("Look at it in the Dagster UI: .venv/bin/mlbot up --demo")
+
+
+def main() -> None:
+    """Entry point: one clear line for a person's mistake, never a traceback for one."""
+    try:
+        app(prog_name="mlbot")
+    except MlbotError as error:
+        print(f"mlbot: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"mlbot {__version__}")
+        raise typer.Exit(0)
+
+
+def _enter_demo() -> Path:
+    from mlbot_core.cli import demo as room
+
+    return room.enter()
+
+
+def _resolve(source: str | None, symbol: str, intervals: Sequence[str] | None) -> tuple[Settings, str, list[Market]]:
+    settings = load_settings()
+    name = selection.source_name(settings, source)
+    return settings, name, selection.markets(settings, clock_from_env(), name, symbol, intervals or [])
+
+
+def _data_job(
+    job: str,
+    interval: Sequence[str] | None,
+    source: str | None,
+    symbol: str,
+    start: str | None,
+    end: str | None,
+    as_json: bool,
+) -> None:
+    settings, name, chosen = _resolve(source, symbol, interval)
+    months = selection.months(settings, clock_from_env(), name, start, end)
+    results = _launch(selection.data_runs(job, chosen, months, name), settings, as_json)
+    _finish(results, as_json)
+
+
+def _launch(runs: Sequence[Run], settings: Settings, as_json: bool) -> list[RunResult]:
+    return launch(runs, settings, output.console(to_stderr=as_json), steps=STEPS)
+
+
+def _finish(
+    results: Sequence[RunResult],
+    as_json: bool,
+    summaries: Sequence[Mapping[str, Any]] = (),
+    reports: Sequence[Path] = (),
+) -> None:
+    """Show how the runs ended and leave with 1 if one failed."""
+    if as_json:
+        document: dict[str, Any] = {"runs": [result.as_json() for result in results]}
+        if summaries or reports:
+            document |= {"summaries": list(summaries), "reports": [str(path) for path in reports]}
+        output.emit_json(document)
+    else:
+        _draw(results, summaries, reports)
+    if not all(result.success for result in results):
+        raise typer.Exit(1)
+
+
+def _draw(results: Sequence[RunResult], summaries: Sequence[Mapping[str, Any]], reports: Sequence[Path]) -> None:
+    console = output.console()
+    for result in results:
+        if result.success:
+            overhead = result.seconds - result.step_seconds
+            spent = f"{result.seconds:.1f} s ({overhead:.1f} s of it Dagster's)"
+            console.print(f"{result.title}: done in {spent}; run {result.run_id}")
+        for text in result.errors:
+            console.print(f"{result.title}: FAILED: {text}", style="red", markup=False)
+        for text in result.failed_checks:
+            console.print(f"{result.title}: check failed: {text}", style="yellow", markup=False)
+    if summaries:
+        synthetic = any(row.get("synthetic") for row in summaries)
+        console.print(output.summary_table(summaries, "SYNTHETIC MARKET: backtests" if synthetic else "Backtests"))
+    for path in reports:
+        console.print(f"report: {path}", soft_wrap=True)
+
+
+def _summaries(settings: Settings, source: str, chosen: Sequence[Market], model: str) -> list[dict[str, Any]]:
+    names = {(market.symbol, str(market.timeframe)) for market in chosen}
+    with Warehouse(settings.warehouse_path, clock_from_env()).read() as con:
+        rows = state.backtests(con, source)
+    return sorted(
+        (row for row in rows if (row["symbol"], row["timeframe"]) in names and row["model_type"] == model),
+        key=lambda row: Market.parse(f"{row['symbol']}-{row['timeframe']}"),
+    )
+
+
+def _reports(settings: Settings, source: str, chosen: Sequence[Market], model: str) -> list[Path]:
+    """Return the newest report of each market."""
+    found = []
+    for market in chosen:
+        paths = sorted(
+            settings.reports_dir.glob(f"{market}-{model}-{source}-*.html"), key=lambda path: path.stat().st_mtime
+        )
+        found += paths[-1:]
+    return found
+
+
+__all__ = ["app", "main"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""How results look: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+
+def emit_json(value: Any) -> None:
+    """Write one JSON document to standard output; NaN becomes null."""
+    print(json.dumps(_plain(value), indent=2, sort_keys=True, default=str))  # noqa: T201
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
+    """Return a table; numbers of the columns in ``right`` are aligned."""
+    drawn = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*("" if cell is None else str(cell) for cell in row))
+    return drawn
+
+
+def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Group:
+    """Return what ends a demo or backtest: one line a timeframe, from ``summary_row``, and the verdicts beneath.
+
+    Sharpe ratio (net, annual, with its 95 % interval) and drawdown are at unit exposure.
+    """
+    columns = ("interval", "bars", "feat.", "folds", "days", "trades", "hit rate", "net Sharpe [95 %]", "max DD")
+    cells = [
+        (
+            row["timeframe"],
+            f"{row['bars']:,}",
+            row["features"],
+            row["folds"],
+            row["days"],
+            row["trades"],
+            _percent(row["hit_rate"]),
+            _interval(row["sharpe"], row["sharpe_low"], row["sharpe_high"]),
+            _percent(row["max_drawdown"]),
+        )
+        for row in rows
+    ]
+    verdicts = [Text(f"{row['timeframe']:>4} verdict: {row['verdict']}") for row in rows]
+    return Group(table(title, columns, cells, right=columns[1:]), *verdicts)
+
+
+def console(*, to_stderr: bool = False) -> Console:
+    """Return a console; progress goes to standard error when standard output carries JSON."""
+    return Console(stderr=to_stderr, highlight=False, soft_wrap=False)
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.1%}"
+
+
+def _interval(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "n/a"
+    if low is None or high is None:
+        return f"{value:.2f}"
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

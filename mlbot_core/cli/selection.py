@@ -1,0 +1,196 @@
+"""From what a person typed to markets, months and planned runs. Pure; every mistake is a UsageError."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mlbot_core.clock import Clock, parse_utc_ms
+from mlbot_core.config import Settings
+from mlbot_core.config.settings import SOURCE_NAMES
+from mlbot_core.errors import UsageError
+from mlbot_core.models.base import MODEL_TYPES
+from mlbot_core.sources import open_source
+from mlbot_core.timeframe import DAY_MS, Market, Month, Timeframe
+
+# how far back a first pull from the real API goes: every plan serves at least this much at 4h
+_COINGLASS_DAYS = 180
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to launch: a job over a partition or an unbroken range of partitions."""
+
+    job: str
+    title: str
+    first: str
+    last: str
+    source: str | None = None
+    config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for the launching process."""
+        return asdict(self)
+
+
+def source_name(settings: Settings, asked: str | None) -> str:
+    """Return the asked source, or the configured one.
+
+    Raises
+    ------
+    UsageError
+        If it is unknown.
+    """
+    name = asked or settings.intervals.source
+    if name not in SOURCE_NAMES:
+        raise UsageError(f"source {name!r} is unknown; choose one of {', '.join(SOURCE_NAMES)}")
+    return name
+
+
+def markets(settings: Settings, clock: Clock, source: str, symbol: str, intervals: Sequence[str]) -> list[Market]:
+    """Return the asked markets; without intervals all configured ones that the source can serve.
+
+    Raises
+    ------
+    UsageError
+        If an interval is malformed, not configured, or not served by the source.
+    ConfigError
+        If the source needs a key that is not there.
+    """
+    known = [str(tf) for tf in settings.intervals.timeframes]
+    if symbol.upper() not in settings.intervals.symbols:
+        raise UsageError(
+            f"symbol {symbol!r} is not configured; choose one of {', '.join(settings.intervals.symbols)} "
+            "or add it to config/intervals.yaml"
+        )
+    for text in intervals:
+        timeframe = Timeframe.parse(text)
+        if timeframe not in settings.intervals.timeframes:
+            raise UsageError(f"interval {text!r} is not configured; choose one of {', '.join(known)}")
+    asked = [Market(symbol.upper(), Timeframe.parse(text)) for text in (intervals or known)]
+    if source in ("emulator", "coinglass"):
+        # both serve every configured interval (2h by resampling); opening one tells whether a key is missing
+        with open_source(source, settings, clock, base_url="http://127.0.0.1:9"):
+            return asked
+    found: list[Market] = []
+    with open_source(source, settings, clock) as opened:
+        for market in asked:
+            if opened.served("price", market) is not None:
+                found.append(market)
+            elif intervals:
+                raise UsageError(f"{source} does not serve {market}: {opened.why_not('price', market)}")
+    if not found:
+        raise UsageError(f"{source} serves none of the configured intervals {', '.join(known)}")
+    return found
+
+
+def instant(text: str | None, option: str) -> int | None:
+    """Return UTC ms of an ISO date, None for none.
+
+    Raises
+    ------
+    UsageError
+        If it is not a date.
+    """
+    if text is None:
+        return None
+    try:
+        return parse_utc_ms(text)
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not a date; write it like 2024-03-01") from None
+
+
+def months(settings: Settings, clock: Clock, source: str, start: str | None, end: str | None) -> list[Month]:
+    """Return the months from ``start`` to ``end`` (inclusive of the month of the last instant before ``end``).
+
+    Without a start: the emulator's first month, the beginning of the partitions, or for the real API the last 180
+    days. Without an end: now, or where a record ends.
+
+    Raises
+    ------
+    UsageError
+        If a date is malformed, the period is empty, or lies before the first partition.
+    """
+    first, last = instant(start, "--from"), instant(end, "--to")
+    record_end = _record_end(settings, clock, source)
+    stop = last if last is not None else min(clock.now_ms(), record_end)
+    if first is None:
+        first = _default_start(settings, source, stop)
+    if first >= stop:
+        raise UsageError(f"the period from {start or 'the default start'} to {end or 'now'} is empty")
+    if stop > clock.now_ms() + 31 * DAY_MS:
+        raise UsageError(f"--to {end!r} lies in the future")
+    if first < settings.intervals.history_start_ms:
+        raise UsageError(
+            f"--from {start!r} lies before the first partition {settings.intervals.history_start}; "
+            "change history_start in config/intervals.yaml to go further back"
+        )
+    return Month.span(first, stop)
+
+
+def _default_start(settings: Settings, source: str, stop_ms: int) -> int:
+    if source == "emulator":
+        return max(settings.intervals.emulator.start_ms, settings.intervals.history_start_ms)
+    if source == "coinglass":
+        return max(stop_ms - _COINGLASS_DAYS * DAY_MS, settings.intervals.history_start_ms)
+    with open_source(source, settings, _Never()) as opened:
+        market = next(m for m in settings.intervals.markets if opened.served("price", m) is not None)
+        served = opened.served("price", market)
+    earliest = served.earliest_ms if served is not None and served.earliest_ms is not None else 0
+    return max(earliest, settings.intervals.history_start_ms)
+
+
+def _record_end(settings: Settings, clock: Clock, source: str) -> int:
+    if source in ("emulator", "coinglass"):
+        return clock.now_ms()
+    with open_source(source, settings, clock) as opened:
+        ends = [s.latest_ms for m in settings.intervals.markets if (s := opened.served("price", m)) is not None]
+    known = [end for end in ends if end is not None]
+    return max(known) if known else clock.now_ms()
+
+
+class _Never:
+    """A clock for questions that no time enters."""
+
+    def now_ms(self) -> int:
+        raise AssertionError("asking what a record holds must not need the time")
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError(f"nobody waits {seconds} s here")
+
+
+def model_type(text: str) -> str:
+    """Return a known model type.
+
+    Raises
+    ------
+    UsageError
+        If it is unknown.
+    """
+    if text not in MODEL_TYPES:
+        raise UsageError(f"model {text!r} is unknown; choose one of {', '.join(MODEL_TYPES)}")
+    return text
+
+
+def data_runs(job: str, chosen: Sequence[Market], over: Sequence[Month], source: str) -> list[Run]:
+    """Return one run a market over all months."""
+    return [
+        Run(job, f"{market} {over[0]} to {over[-1]}", f"{market}|{over[0].key}", f"{market}|{over[-1].key}", source)
+        for market in chosen
+    ]
+
+
+def model_runs(
+    job: str,
+    chosen: Sequence[Market],
+    model: str,
+    source: str,
+    config: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Run]:
+    """Return one run a market for one model type."""
+    return [
+        Run(job, f"{market} {model}", f"{market}|{model}", f"{market}|{model}", source, config or {})
+        for market in chosen
+    ]

@@ -1,0 +1,1 @@
+"""mlbot in Dagster: partitions, resources, assets, checks, jobs and schedules. No computation lives here."""

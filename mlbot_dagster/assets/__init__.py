@@ -1,0 +1,1 @@
+"""The assets, one room a file, in the order of the flow."""

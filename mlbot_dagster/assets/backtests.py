@@ -1,0 +1,106 @@
+"""Backtests and their reports."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from mlbot_core.config import Settings
+from mlbot_core.observability.thumbnails import markdown_image
+from mlbot_dagster import checks, metadata
+from mlbot_dagster.assets import models, raw
+from mlbot_dagster.partitions import all_months_of_the_market, per_model, split_models
+from mlbot_dagster.resources import MarketData, WarehouseResource
+
+GROUP = "backtests"
+KEY = dg.AssetKey([GROUP, "backtest"])
+REPORT_KEY = dg.AssetKey([GROUP, "report"])
+CHECKS = ("bookkeeping", "criteria")
+ADVISORY = ("criteria",)
+
+
+def build(settings: Settings) -> list[dg.AssetsDefinition]:
+    """Return the backtest and the report asset."""
+
+    @dg.asset(
+        key=KEY,
+        description=(
+            "The out-of-fold forecasts traded with fees, slippage and funding, at the traded size and at unit "
+            "exposure; the same fills kept in vectorbt's books as a cross-check."
+        ),
+        deps=[
+            models.KEY,
+            dg.AssetDep(raw.key("price"), partition_mapping=all_months_of_the_market()),
+            dg.AssetDep(raw.key("funding_settled"), partition_mapping=all_months_of_the_market()),
+            dg.AssetDep(raw.key("funding_rate"), partition_mapping=all_months_of_the_market()),
+        ],
+        kinds={"vectorbt", "numba", "duckdb"},
+        check_specs=checks.specs(KEY, CHECKS, ADVISORY),
+        group_name=GROUP,
+        partitions_def=per_model(settings),
+        owners=metadata.OWNERS,
+        tags={"mlbot/room": "backtest"},
+    )
+    def backtest(
+        context: dg.AssetExecutionContext, warehouse: WarehouseResource, market_data: MarketData
+    ) -> Iterator[dg.MaterializeResult]:
+        from mlbot_core.backtest.dataset import backtest as run
+        from mlbot_core.backtest.plots import summary_png
+
+        done = run(
+            warehouse.open(market_data.clock),
+            _request(context, market_data),
+            market_data.settings.fees,
+            market_data.settings.risk,
+        )
+        extra = {name: value for name, value in done.summary.items() if value is not None}
+        extra["period"] = metadata.span(done.result.start_ms, done.result.end_ms)
+        shown = metadata.of_outcomes([done.outcome], market_data.name, plot=summary_png(done.result), extra=extra)
+        yield dg.MaterializeResult(metadata=shown, check_results=checks.results([done.outcome], ADVISORY))
+
+    @dg.asset(
+        key=REPORT_KEY,
+        description="One self-contained HTML file: equity, drawdown, costs, calibration, importance, provenance.",
+        deps=[KEY],
+        kinds={"html", "plotly"},
+        group_name=GROUP,
+        partitions_def=per_model(settings),
+        owners=metadata.OWNERS,
+        tags={"mlbot/room": "backtest"},
+    )
+    def report(
+        context: dg.AssetExecutionContext, warehouse: WarehouseResource, market_data: MarketData
+    ) -> dg.MaterializeResult:
+        from mlbot_core.backtest.dataset import compute, write_report
+        from mlbot_core.backtest.plots import summary_png
+
+        result, model = compute(
+            warehouse.open(market_data.clock),
+            _request(context, market_data),
+            market_data.settings.fees,
+            market_data.settings.risk,
+        )
+        path = write_report(result, model, market_data.settings.reports_dir)
+        return dg.MaterializeResult(
+            metadata={
+                "report": dg.MetadataValue.path(str(path)),
+                "verdict": result.verdict.outcome,
+                "plot": dg.MetadataValue.md(markdown_image(summary_png(result), "equity and drawdown")),
+            }
+        )
+
+    return [backtest, report]
+
+
+def _request(context: dg.AssetExecutionContext, market_data: MarketData) -> Any:
+    from mlbot_core.backtest.dataset import BacktestRequest
+
+    ((market, model_type),) = split_models(context.partition_keys)
+    return BacktestRequest(
+        market_data.name,
+        market,
+        model_type,
+        market_data.settle_delay_ms,
+        market_data.clock.now_ms(),
+        context.run_id,
+    )

@@ -1,0 +1,96 @@
+"""Raw series: what was pulled, with every version kept."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+import numpy as np
+
+from mlbot_core.config import Settings
+from mlbot_core.market import CATALOGUE, SeriesSpec
+from mlbot_core.observability.thumbnails import line_png
+from mlbot_core.timeframe import Market, Timeframe
+from mlbot_core.warehouse import PartitionOutcome, Warehouse, latest
+from mlbot_core.warehouse.ingest import RAW_CHECKS, IngestRequest, ingest
+from mlbot_dagster import checks, metadata
+from mlbot_dagster.partitions import monthly, split_months
+from mlbot_dagster.resources import MarketData, WarehouseResource
+
+GROUP = "raw"
+
+
+def key(series: str) -> dg.AssetKey:
+    """Return the asset key of a series."""
+    return dg.AssetKey([GROUP, series])
+
+
+def build(settings: Settings) -> list[dg.AssetsDefinition]:
+    """Return one asset a series of the catalogue."""
+    return [_asset(spec, settings) for spec in CATALOGUE.values()]
+
+
+def _asset(spec: SeriesSpec, settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=key(spec.name),
+        group_name=GROUP,
+        description=f"{spec.title}. {spec.description}",
+        partitions_def=monthly(settings),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        kinds={"duckdb", "python"},
+        owners=metadata.OWNERS,
+        tags={"mlbot/room": "warehouse"},
+        metadata={"dagster/column_schema": _schema(spec), "endpoint": spec.endpoint or "recorded history only"},
+        check_specs=checks.specs(key(spec.name), RAW_CHECKS),
+    )
+    def pull(
+        context: dg.AssetExecutionContext, warehouse: WarehouseResource, market_data: MarketData
+    ) -> Iterator[dg.MaterializeResult]:
+        store = warehouse.open(market_data.clock)
+        outcomes: list[PartitionOutcome] = []
+        with market_data.connect() as source:
+            for market, months in split_months(context.partition_keys).items():
+                request = IngestRequest(
+                    spec.name,
+                    market,
+                    months,
+                    market_data.settings.intervals.quality,
+                    market_data.settle_delay_ms,
+                    context.run_id,
+                )
+                outcomes += ingest(store, source, market_data.clock, request)
+        plot = _plot(store, spec, outcomes)
+        shown = metadata.of_outcomes(outcomes, market_data.name, plot=plot)
+        yield dg.MaterializeResult(metadata=shown, check_results=checks.results(outcomes))
+
+    return pull
+
+
+def _schema(spec: SeriesSpec) -> dg.TableSchema:
+    bitemporal = (
+        ("observed_at", "bigint", "when we first saw this version, UTC ms"),
+        ("known_at", "bigint", "from when a decision may use it, UTC ms"),
+        ("capture", "string", "live, or backfill when only seen as history"),
+    )
+    values = [(column.name, "double", column.unit) for column in spec.columns]
+    return metadata.schema([*metadata.TIME_COLUMNS, *bitemporal, *values])
+
+
+def _plot(store: Warehouse, spec: SeriesSpec, outcomes: list[PartitionOutcome]) -> bytes | None:
+    filled = [o for o in outcomes if o.rows and o.info["timeframe"]]
+    if not filled:
+        return None
+    market = Market.parse(filled[-1].key.partition.partition("|")[0])
+    stored = Timeframe.parse(str(filled[-1].info["timeframe"]))
+    with store.read() as con:
+        bars = latest(
+            con,
+            spec.name,
+            source=filled[0].key.source,
+            symbol=market.symbol,
+            timeframe=stored,
+            start_ms=int(filled[0].info["first_ts"]),
+            end_ms=int(filled[-1].info["last_ts"]) + 1,
+        )
+    shown = ["close"] if "close" in spec.column_names else list(spec.column_names[:2])
+    values = {name: np.asarray(bars.column(name).to_numpy(), dtype=np.float64) for name in shown}
+    unit = next(column.unit for column in spec.columns if column.name == shown[0])
+    return line_png(np.asarray(bars.column("ts").to_numpy()), values, f"{spec.title}, {market.symbol} {stored}", unit)

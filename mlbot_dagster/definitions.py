@@ -1,0 +1,24 @@
+"""All of mlbot as Dagster sees it. Heavy libraries are imported inside the assets that use them, never here."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from mlbot_core.config import load_settings
+from mlbot_dagster import jobs, logs, schedules
+from mlbot_dagster.assets import backtests, features, models, raw, targets
+from mlbot_dagster.resources import MarketData, WarehouseResource
+
+_settings = load_settings()
+
+defs = dg.Definitions(
+    assets=[asset for room in (raw, features, targets, models, backtests) for asset in room.build(_settings)],
+    jobs=jobs.build(),
+    schedules=schedules.build(_settings),
+    resources={
+        "warehouse": WarehouseResource(database=str(_settings.warehouse_path)),
+        "market_data": MarketData(),
+    },
+    loggers={"console": logs.console},
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,143 @@
+"""Dagster's own storage inside our home, chosen by the environment, from ONE ``dagster.yaml``.
+
+``dagster dev`` in the checkout and ``mlbot up`` read the same file; neither may depend on where DAGSTER_HOME points
+(``dagster dev`` without it uses a folder that it deletes on exit). With ``MLBOT_PG_URL`` set, runs, events and
+schedules live in Postgres; otherwise in SQLite under ``$MLBOT_HOME/dagster``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from dagster._core.storage.base_storage import DagsterStorage
+from dagster._core.storage.compute_log_manager import ComputeLogManager
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
+from dagster._serdes import ConfigurableClassData
+from sqlalchemy import create_engine
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.event import listens_for
+from sqlalchemy.pool import NullPool
+
+from mlbot_core.config import load_settings
+from mlbot_core.warehouse.locks import FileLock
+
+_BUSY_TIMEOUT_S = 60.0
+# one for the index and a few for the runs of the moment
+_MOST_ENGINES = 8
+
+
+def home() -> Path:
+    """Return Dagster's folder inside our home, created."""
+    folder = load_settings().dagster_home
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class HomeEventLog(SqliteEventLogStorage):
+    """SQLite event log that keeps its engines.
+
+    The stock one makes a new SQLAlchemy engine for each event, which compiles every statement again, and waits for
+    the disk twice an event; a backfill of hundreds of partitions then spends most of its time there. Kept engines
+    reuse compiled statements. ``synchronous=NORMAL`` under WAL survives any crash of a process; a power cut can cost
+    the last lines of this log, never the store, which has its own file and transactions.
+    """
+
+    def __init__(self, base_dir: str) -> None:
+        super().__init__(base_dir)
+        self._engines: OrderedDict[str, Engine] = OrderedDict()
+
+    @contextmanager
+    def _connect(self, shard: str) -> Iterator[Connection]:
+        with self._db_lock, self._engine(shard).connect() as con, con.begin():
+            yield con
+
+    def _engine(self, shard: str) -> Engine:
+        engine = self._engines.pop(shard, None)
+        if engine is None:
+            engine = create_engine(
+                self.conn_string_for_shard(shard),
+                poolclass=NullPool,
+                connect_args={"timeout": _BUSY_TIMEOUT_S},
+            )
+            listens_for(engine, "connect")(_relax)
+            if shard not in self._initialized_dbs:
+                self._initdb(engine)
+                self._initialized_dbs.add(shard)
+        self._engines[shard] = engine
+        while len(self._engines) > _MOST_ENGINES:
+            self._engines.popitem(last=False)[1].dispose()
+        return engine
+
+
+def _relax(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+class HomeSqliteStorage(DagsterSqliteStorage):
+    """SQLite storage whose event log keeps its engines."""
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(base_dir, inst_data)
+        self._event_log_storage = HomeEventLog(str(Path(base_dir) / "history" / "runs"))
+
+
+class EnvStorage(DagsterSqliteStorage):
+    """SQLite under our home; Postgres where MLBOT_PG_URL is set."""
+
+    @classmethod
+    def config_type(cls) -> Any:
+        """Take no configuration: the environment decides."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> DagsterStorage:  # type: ignore[override]
+        """Build the storage the environment asks for."""
+        url = os.environ.get("MLBOT_PG_URL")
+        if not url:
+            # two processes that first open a new home would both create Dagster's tables, and one would fail
+            with FileLock(home() / "storage").exclusive():
+                return HomeSqliteStorage(str(home()), inst_data)
+        from dagster_postgres.storage import DagsterPostgresStorage
+
+        # a bare postgresql:// means psycopg 3 to today's SQLAlchemy, which dagster-postgres cannot use
+        _, _, rest = url.partition("://")
+        return DagsterPostgresStorage(f"postgresql+psycopg2://{rest}", inst_data=inst_data)
+
+
+class HomeArtifactStorage(LocalArtifactStorage):
+    """Artifacts under our home."""
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(base_dir=str(home()), inst_data=inst_data)
+
+    @classmethod
+    def config_type(cls) -> Any:
+        """Take no configuration: the home decides."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> Self:
+        """Build it under our home."""
+        return cls(inst_data=inst_data)
+
+
+class HomeComputeLogManager(LocalComputeLogManager):
+    """Logs of runs under our home."""
+
+    @classmethod
+    def config_type(cls) -> Any:
+        """Take no configuration: the home decides."""
+        return {}
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> ComputeLogManager:  # type: ignore[override]
+        """Build it under our home."""
+        return LocalComputeLogManager(base_dir=str(home() / "logs"), inst_data=inst_data)
