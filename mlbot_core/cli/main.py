@@ -166,9 +166,8 @@ def status(as_json: Json = False) -> None:
     if not found["partitions"]:
         console.print("Nothing is stored yet. Try: mlbot backfill   (or make demo)")
         return
-    columns = ("source", "market", "asset", "partitions", "first", "last", "rows", "written_at")
-    rows = [[part[name] for name in columns] for part in found["partitions"]]
-    console.print(output.table("Stored", columns, rows, right=("partitions", "rows")))
+    columns = ("source", "market", "months", "first", "last", "price bars", "feature rows", "target rows", "written")
+    console.print(output.table("Stored", columns, _by_market(found["partitions"]), right=columns[5:8]))
     failed = [
         [check[name] for name in ("source", "asset", "partition", "check", "detail")]
         for check in found["failed_checks"]
@@ -176,8 +175,10 @@ def status(as_json: Json = False) -> None:
     if failed:
         console.print(output.table("Failed checks", ("source", "asset", "partition", "check", "detail"), failed))
     console.print(f"open gaps: {found['open_gaps']}")
-    if found["backtests"]:
-        console.print(output.summary_table(found["backtests"], "Newest backtests"))
+    for source in sorted({str(row["source"]) for row in found["backtests"]}):
+        rows = _by_timeframe([row for row in found["backtests"] if row["source"] == source])
+        title = f"Newest backtests, source {source}{' (SYNTHETIC)' if rows[0]['synthetic'] else ''}"
+        console.print(output.summary_table(rows, title))
 
 
 @app.command()
@@ -302,13 +303,30 @@ def _draw(results: Sequence[RunResult], summaries: Sequence[Mapping[str, Any]], 
         console.print(f"report: {path}", soft_wrap=True)
 
 
+def _by_market(parts: Sequence[Mapping[str, Any]]) -> list[list[object]]:
+    """Return one line a market of the monthly assets."""
+    rows: list[list[object]] = []
+    for source, market in sorted({(str(p["source"]), Market.parse(str(p["market"]))) for p in parts}):
+        mine = {p["asset"]: p for p in parts if (p["source"], p["market"]) == (source, str(market))}
+        price = mine.get("price")
+        if price is None:
+            continue
+        counts = [f"{mine[name]['rows']:,}" if name in mine else "" for name in ("price", "features", "targets")]
+        newest = max(str(part["written_at"]) for part in mine.values())
+        rows.append([source, market, price["partitions"], price["first"], price["last"], *counts, newest])
+    return rows
+
+
+def _by_timeframe(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: Market.parse(f"{row['symbol']}-{row['timeframe']}"))
+
+
 def _summaries(settings: Settings, source: str, chosen: Sequence[Market], model: str) -> list[dict[str, Any]]:
     names = {(market.symbol, str(market.timeframe)) for market in chosen}
     with Warehouse(settings.warehouse_path, clock_from_env()).read() as con:
         rows = state.backtests(con, source)
-    return sorted(
-        (row for row in rows if (row["symbol"], row["timeframe"]) in names and row["model_type"] == model),
-        key=lambda row: Market.parse(f"{row['symbol']}-{row['timeframe']}"),
+    return _by_timeframe(
+        [row for row in rows if (row["symbol"], row["timeframe"]) in names and row["model_type"] == model]
     )
 
 

@@ -11,6 +11,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+_PIPE_WIDTH = 140
+
 
 def emit_json(value: Any) -> None:
     """Write one JSON document to standard output; NaN becomes null."""
@@ -53,7 +55,9 @@ def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Group:
 
 def console(*, to_stderr: bool = False) -> Console:
     """Return a console; progress goes to standard error when standard output carries JSON."""
-    return Console(stderr=to_stderr, highlight=False, soft_wrap=False)
+    drawn = Console(stderr=to_stderr, highlight=False)
+    # a pipe or a log file has no width; 80 columns would break the tables
+    return drawn if drawn.is_terminal else Console(stderr=to_stderr, highlight=False, width=_PIPE_WIDTH)
 
 
 def _percent(value: float | None) -> str:

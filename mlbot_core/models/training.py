@@ -248,10 +248,9 @@ def _version(
         code=code_version(),
         market=str(request.market),
         source=request.source,
-        # the data versions below pin the rows exactly; a wall-clock snapshot would make every run another version
-        snapshot_ms=period[0],
         partitions=data.versions,
-        training_cutoff_ms=period[1],
+        test_start_ms=period[0],
+        test_end_ms=period[1],
         feature_set=features.hash,
         targets=models.targets.model_dump(mode="json"),
         walk_forward=models.walk_forward.model_dump(mode="json"),

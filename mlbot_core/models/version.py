@@ -33,12 +33,11 @@ class VersionInputs:
         For instance ``BTC-2h``.
     source
         Where the data came from: ``emulator``, ``archive`` ...
-    snapshot_ms
-        The data snapshot S (rows with ``observed_at <= S``), UTC ms.
     partitions
-        Partition key to the version of the data in it.
-    training_cutoff_ms
-        No bar after this trained anything, UTC ms; None where the data's own end is the cutoff.
+        Partition key to the version of the data in it. Being hashes of content they pin every row; the moment of
+        the read is left out on purpose, or the same data read twice would make two versions.
+    test_start_ms, test_end_ms
+        Walk-forward test period by open time of bars, UTC ms; no label known after its end trained anything.
     feature_set
         Hash of the feature set.
     targets, walk_forward
@@ -56,9 +55,9 @@ class VersionInputs:
     code: str
     market: str
     source: str
-    snapshot_ms: int
     partitions: Mapping[str, str]
-    training_cutoff_ms: int | None
+    test_start_ms: int
+    test_end_ms: int
     feature_set: str
     targets: Mapping[str, Any]
     walk_forward: Mapping[str, Any]

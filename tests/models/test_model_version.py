@@ -18,9 +18,9 @@ INPUTS = VersionInputs(
     code="c0de",
     market="BTC-2h",
     source="archive",
-    snapshot_ms=1_750_000_000_000,
     partitions={"2024-01-01": "a1", "2024-02-01": "b2"},
-    training_cutoff_ms=None,
+    test_start_ms=1_700_000_000_000,
+    test_end_ms=1_750_000_000_000,
     feature_set="f00d",
     targets={"horizon": 12, "barrier_width": 1.0},
     walk_forward={"train_days": 540},
@@ -34,9 +34,9 @@ OTHER: dict[str, Any] = {
     "code": "c0df",
     "market": "BTC-4h",
     "source": "emulator",
-    "snapshot_ms": 1_750_000_000_001,
     "partitions": {"2024-01-01": "a1", "2024-02-01": "b3"},
-    "training_cutoff_ms": 0,
+    "test_start_ms": 1_700_000_000_001,
+    "test_end_ms": 1_750_000_000_001,
     "feature_set": "f00e",
     "targets": {"horizon": 12, "barrier_width": 1.5},
     "walk_forward": {"train_days": 541},
@@ -51,7 +51,7 @@ def test_golden() -> None:
     # Pinned: a change of the canonical form would silently rename every stored model.
     assert canonical_json({"b": [1, 2.5, None, True], "a": "é"}) == '{"a":"\\u00e9","b":[1,2.5,null,true]}'
     assert sha256_hex("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert model_version(INPUTS) == "f02b48f96c873b37b2a58018a87c2b3c0caff1be81d8ae3416b300dfaddb30cf"
+    assert model_version(INPUTS) == "4b7bbde327f55047df3f778941cecc1cb19dcd640e510363e6d059265f788e74"
 
 
 def test_order_of_keys_does_not_matter() -> None:
