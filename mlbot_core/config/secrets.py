@@ -72,8 +72,14 @@ def load_api_keys(config_dir: Path, environ: Mapping[str, str] | None = None) ->
     try:
         return ApiKeys.model_validate(raw)
     except ValidationError as error:
-        where = ", ".join(sorted({".".join(map(str, e["loc"])) for e in error.errors(include_input=False)}))
-        raise ConfigError(f"{path} does not have the shape of api_keys.example.yaml: look at {where}") from None
+        raise ConfigError(f"{path} does not have the shape of api_keys.example.yaml: look at {_where(error)}") from None
+
+
+def _where(error: ValidationError) -> str:
+    """Name the places that are wrong; a name that is not ours may be a key somebody pasted and is not repeated."""
+    known = {".".join(keys[:n]) for keys in _ENVIRONMENT for n in range(1, len(keys) + 1)}
+    found = {".".join(map(str, e["loc"])) for e in error.errors(include_input=False)}
+    return ", ".join(sorted(name if name in known else "a name that does not belong there" for name in found))
 
 
 def _parse(path: Path) -> dict[str, object]:

@@ -1,0 +1,68 @@
+"""Write the result tables of both READMEs from stored backtests, so that no number is typed by hand.
+
+python docs/update_readme.py --demo-home .mlbot/demo --archive-home PATH
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from mlbot_core.cli.status import backtests
+from mlbot_core.clock import SystemClock, format_utc
+from mlbot_core.timeframe import Market
+from mlbot_core.warehouse import Warehouse
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = {
+    "README.md": (
+        "| interval | period | bars | features | folds | trades | hit rate | net Sharpe [95 %] | max DD | verdict |"
+    ),
+    "README.ja.md": "| 時間足 | 期間 | 本数 | 特徴量 | fold | 取引 | 的中率 | 純 Sharpe [95 %] | 最大 DD | 判定 |",
+}
+
+
+def rows(home: Path, sources: list[str]) -> list[dict[str, Any]]:
+    with Warehouse(home / "warehouse.duckdb", SystemClock()).read() as con:
+        found = [row for source in sources for row in backtests(con, source)]
+    return sorted(found, key=lambda r: (sources.index(r["source"]), Market.parse(f"{r['symbol']}-{r['timeframe']}")))
+
+
+def table(head: str, found: list[dict[str, Any]]) -> str:
+    lines = [head, "|---" * head.count(" | ") + "|---|"]
+    for row in found:
+        period = f"{format_utc(row['start_ms'])[:10]} – {format_utc(row['end_ms'])[:10]}"
+        label = row["timeframe"] + (" (vintages)" if row["source"] == "archive-vintages" else "")
+        sharpe = f"{row['sharpe']:.2f} [{row['sharpe_low']:.2f}, {row['sharpe_high']:.2f}]"
+        cells = (label, period, f"{row['bars']:,}", row["features"], row["folds"], row["trades"])
+        cells += (f"{row['hit_rate']:.1%}", sharpe, f"{row['max_drawdown']:.1%}", row["verdict"])
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def replace(text: str, name: str, body: str) -> str:
+    pattern = re.compile(rf"(<!-- {name}:start -->\n).*?(<!-- {name}:end -->)", re.S)
+    if not pattern.search(text):
+        raise SystemExit(f"no place for {name} between its marks")
+    return pattern.sub(lambda match: f"{match[1]}{body}\n{match[2]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo-home", type=Path)
+    parser.add_argument("--archive-home", type=Path)
+    args = parser.parse_args()
+    for name, head in HEAD.items():
+        path = ROOT / name
+        text = path.read_text(encoding="utf-8")
+        if args.demo_home:
+            text = replace(text, "demo", table(head, rows(args.demo_home, ["emulator"])))
+        if args.archive_home:
+            text = replace(text, "archive", table(head, rows(args.archive_home, ["archive", "archive-vintages"])))
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
