@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from mlbot_core.config import load_settings
-from mlbot_dagster import jobs, logs, schedules
+from mlbot_dagster import jobs, logs, orphans, schedules
 from mlbot_dagster.assets import backtests, features, models, raw, targets
 from mlbot_dagster.resources import MarketData, WarehouseResource
 
@@ -15,6 +15,7 @@ defs = dg.Definitions(
     assets=[asset for room in (raw, features, targets, models, backtests) for asset in room.build(_settings)],
     jobs=jobs.build(),
     schedules=schedules.build(_settings),
+    sensors=orphans.build(),
     resources={
         "warehouse": WarehouseResource(database=str(_settings.warehouse_path)),
         "market_data": MarketData(),

@@ -81,24 +81,26 @@ def execute(runs: list[PlannedRun], emit: Emit) -> bool:
     prepare_home(settings)
     import dagster as dg
 
+    from mlbot_dagster import orphans
     from mlbot_dagster.definitions import defs
 
     succeeded = True
-    with dg.DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance, orphans.alive() as launcher:
+        orphans.sweep(instance)
         for number, run in enumerate(runs):
             emit({"event": "start", "run": number, "title": run.title, "job": run.job})
-            succeeded &= _execute_one(number, run, defs, instance, emit)
+            tags = {"mlbot/launched_by": "cli", orphans.TAG: launcher, **run.tags}
+            succeeded &= _execute_one(number, run, tags, defs, instance, emit)
     return succeeded
 
 
-def _execute_one(number: int, run: PlannedRun, defs: Any, instance: Any, emit: Emit) -> bool:
+def _execute_one(number: int, run: PlannedRun, tags: dict[str, str], defs: Any, instance: Any, emit: Emit) -> bool:
     from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
     from mlbot_dagster.logs import listening
 
     started = time.perf_counter()
     job = defs.resolve_job_def(run.job)
-    tags = {"mlbot/launched_by": "cli", **run.tags}
     keys: dict[str, Any] = {"partition_key": run.first}
     if run.first != run.last:
         tags |= {ASSET_PARTITION_RANGE_START_TAG: run.first, ASSET_PARTITION_RANGE_END_TAG: run.last}

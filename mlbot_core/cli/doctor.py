@@ -72,7 +72,7 @@ def _packages() -> tuple[str, str]:
     pinned = [line.partition("==") for line in path.read_text(encoding="utf-8").splitlines() if "==" in line]
     for name, _, wanted in pinned:
         try:
-            found = version(name)
+            found = version(name).partition("+")[0]  # a local part names a build, not a release
         except PackageNotFoundError:
             continue
         if found != wanted.strip():

@@ -125,7 +125,7 @@ def backtest(
     model: Model = "lightgbm",
     as_json: Json = False,
 ) -> None:
-    """Trade the stored forecasts with fees, slippage and funding, and write the report."""
+    """Trade the stored forecasts with all costs; write the report."""
     settings, name, chosen = _resolve(source, symbol, interval)
     runs = selection.model_runs("backtest", chosen, selection.model_type(model), name)
     results = _launch(runs, settings, as_json)
@@ -141,7 +141,7 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the HTML report of the stored backtest and say where it is."""
+    """Write the HTML report of a stored backtest again."""
     settings, name, chosen = _resolve(source, symbol, interval)
     runs = selection.model_runs("report", chosen, selection.model_type(model), name)
     results = _launch(runs, settings, as_json)
@@ -154,7 +154,7 @@ def report(
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Say what is stored, what failed its checks, and what was trained."""
+    """Say what is stored, what failed and what was trained."""
     found = state.collect(load_settings())
     if as_json:
         output.emit_json(found)
@@ -183,7 +183,7 @@ def status(as_json: Json = False) -> None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Examine this machine, the configuration, the store and the sources."""
+    """Examine machine, configuration, store and sources."""
     from mlbot_core.cli.doctor import examine
 
     findings = examine(load_settings(), clock_from_env())
@@ -198,7 +198,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def demo(as_json: Json = False) -> None:
-    """Run the whole flow on a SYNTHETIC market with a planted signal; needs no key and no network."""
+    """Run the whole flow on a SYNTHETIC market; no key needed."""
     from mlbot_core.cli.demo import START
 
     home = _enter_demo()
