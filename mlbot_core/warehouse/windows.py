@@ -84,7 +84,7 @@ def read_window(
     end_ms: int | None = None,
     order_by: str = "ts",
 ) -> pa.Table:
-    """Return the rows of ``scope`` (and ``start_ms <= ts < end_ms`` where given), ordered.
+    """Return the rows of ``scope`` (and ``start_ms <= ts < end_ms`` where given), ordered; of equals the newest last.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def read_window(
         if bound is not None:
             where += f" AND ts {operator} ?"
             args.append(bound)
-    return con.execute(f"SELECT * FROM {name} WHERE {where} ORDER BY {order_by}", args).to_arrow_table()
+    return con.execute(f"SELECT * FROM {name} WHERE {where} ORDER BY {order_by}, rowid", args).to_arrow_table()
 
 
 def exists(con: duckdb.DuckDBPyConnection, name: str) -> bool:
