@@ -48,7 +48,7 @@ def _result(name: str, outcomes: Sequence[PartitionOutcome], advisory: Sequence[
         passed=not failed,
         check_name=name,
         severity=dg.AssetCheckSeverity.WARN if name in advisory else dg.AssetCheckSeverity.ERROR,
-        description=first or f"{len(found)} partitions passed",
+        description=first or ("passed" if len(found) == 1 else f"{len(found)} partitions passed"),
         metadata={
             "partitions checked": len(found),
             "partitions failed": len(failed),
@@ -68,4 +68,4 @@ _SCHEMA = dg.TableSchema(
 
 def _text(detail: object) -> str:
     values = detail.items() if isinstance(detail, dict) else []
-    return ", ".join(f"{key}: {value}" for key, value in values)
+    return ", ".join(f"{key}: {value}" for key, value in values if value not in ([], {}, None))

@@ -97,6 +97,7 @@ def execute(runs: list[PlannedRun], emit: Emit) -> bool:
 def _execute_one(number: int, run: PlannedRun, tags: dict[str, str], defs: Any, instance: Any, emit: Emit) -> bool:
     from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+    from mlbot_dagster import origin
     from mlbot_dagster.logs import listening
 
     started = time.perf_counter()
@@ -105,7 +106,7 @@ def _execute_one(number: int, run: PlannedRun, tags: dict[str, str], defs: Any, 
     if run.first != run.last:
         tags |= {ASSET_PARTITION_RANGE_START_TAG: run.first, ASSET_PARTITION_RANGE_END_TAG: run.last}
         keys = {}
-    with listening(_StepListener(number, emit)):
+    with listening(_StepListener(number, emit)), origin.noted(instance, run.job):
         result = job.execute_in_process(
             instance=instance, run_config=run.run_config(), tags=tags, raise_on_error=False, **keys
         )
@@ -152,9 +153,9 @@ class _StepListener(logging.Handler):
 
 
 def _reason(event: Any) -> str:
-    """Return why a step failed: the innermost cause, which is the one that names things."""
+    """Return why a step failed: what our code raised, below Dagster's wrapping; that is the text that names things."""
     error = event.step_failure_data.error
-    while error.cause is not None:
+    while error.cause is not None and str(error.cls_name).startswith("Dagster"):
         error = error.cause
     return str(error.message).strip().partition(": ")[2].strip() or str(error.message).strip()
 

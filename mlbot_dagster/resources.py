@@ -75,6 +75,11 @@ class MarketData(dg.ConfigurableResource):
         return name
 
     @property
+    def identity(self) -> str:
+        """Which market it serves, where a source has several."""
+        return self.settings.intervals.emulator.identity if self.name == "emulator" else ""
+
+    @property
     def settle_delay_ms(self) -> int:
         """From a bar's close to its decision, ms."""
         return self.settings.intervals.settle_delay_ms(self.name)

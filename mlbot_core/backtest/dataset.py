@@ -68,7 +68,7 @@ class BacktestRequest:
 
 @dataclass(frozen=True)
 class StoredModel:
-    """The newest registered version of a model."""
+    """A registered version of a model."""
 
     version: str
     folds: pd.DataFrame
@@ -139,8 +139,10 @@ def compute(
 ) -> tuple[BacktestResult, StoredModel]:
     """Run the backtest of the newest version without storing anything; the same input gives the same result."""
     with warehouse.read() as con:
-        require(con, "forecasts", request.source, [request.partition], FORECAST_CHECKS)
-        model = newest_model(read_window(con, REGISTRY_TABLE, request.scope, order_by="created_at"), request)
+        accepted = require(con, "forecasts", request.source, [request.partition], FORECAST_CHECKS)
+        # the version whose forecasts were checked just now, not the one with the latest time stamp
+        scope = {**request.scope, "model_version": str(accepted[request.partition].info["model_version"])}
+        model = stored_model(read_window(con, REGISTRY_TABLE, scope, order_by="created_at"), request)
         forecasts = read_window(con, FORECASTS_TABLE, {**request.scope, "model_version": model.version}).to_pandas()
         first, last = int(forecasts["ts"].iloc[0]), int(forecasts["ts"].iloc[-1])
         labels = read_window(con, TARGETS_TABLE, request.market_scope, start_ms=first, end_ms=last + 1).to_pandas()
@@ -182,8 +184,8 @@ def compute(
     return run_backtest(data), model
 
 
-def newest_model(registry: pa.Table, request: BacktestRequest) -> StoredModel:
-    """Return the newest registered version.
+def stored_model(registry: pa.Table, request: BacktestRequest) -> StoredModel:
+    """Return the registered version.
 
     Raises
     ------

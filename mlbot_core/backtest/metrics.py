@@ -21,7 +21,8 @@ What the data do not define is NaN, which no criterion accepts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,10 @@ from mlbot_core.validation.significance import (
 )
 
 FloatArray = npt.NDArray[np.float64]
+
+# On fewer days with any return the standard error of a Sharpe ratio collapses (one active day in 500 was seen to be
+# "significant" every time), so no interval is given.
+MIN_ACTIVE_DAYS: Final = 30
 
 
 @dataclass(frozen=True)
@@ -201,13 +206,15 @@ def compute_metrics(simulation: Simulation, close: FloatArray) -> Metrics:
     value = np.zeros(len(marks))
     alive = held & (simulation.nav > 0)
     value[alive] = np.abs(simulation.position[alive]) * marks[alive] / simulation.nav[alive]
+    sharpe = sharpe_interval(returns)
+    enough = np.count_nonzero(returns) >= MIN_ACTIVE_DAYS
     return Metrics(
         days=days,
         nav_start=start,
         nav_end=end,
         total_return=end / start - 1.0,
-        sharpe=sharpe_interval(returns),
-        psr=probabilistic_sharpe_ratio(returns),
+        sharpe=sharpe if enough else replace(sharpe, low=math.nan, high=math.nan, standard_error=math.nan),
+        psr=probabilistic_sharpe_ratio(returns) if enough else math.nan,
         sortino=sortino_ratio(returns),
         volatility=float(np.std(returns, ddof=1)) * math.sqrt(DAYS_PER_YEAR) if days > 1 else math.nan,
         cagr=cagr,

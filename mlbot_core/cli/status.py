@@ -15,6 +15,9 @@ from mlbot_core.config import Settings
 from mlbot_core.warehouse import Warehouse
 from mlbot_core.warehouse.windows import exists
 
+# outside a record there is nothing to repair
+_OPEN_GAPS = "SELECT count(*) FROM gaps WHERE filled_at IS NULL AND cause NOT LIKE '% the record %'"
+
 
 def collect(settings: Settings) -> dict[str, Any]:
     """Return the state of the home as plain values."""
@@ -33,7 +36,7 @@ def collect(settings: Settings) -> dict[str, Any]:
     with Warehouse(settings.warehouse_path, SystemClock()).read() as con:
         state["partitions"] = _partitions(con)
         state["failed_checks"] = _failed(con)
-        state["open_gaps"] = _scalar(con, "SELECT count(*) FROM gaps WHERE filled_at IS NULL")
+        state["open_gaps"] = _scalar(con, _OPEN_GAPS)
         state["models"] = _models(con)
         state["backtests"] = backtests(con)
     return state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -9,11 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -25,7 +27,11 @@ from mlbot_core.config import Settings
 from mlbot_core.config.settings import checkout_root
 from mlbot_core.errors import MlbotError, UsageError
 
-_STOP_WAIT_S = 25.0
+# together under half a minute, the patience of service managers
+_STOP_WAIT_S = 20.0
+_GROUP_WAIT_S = 3.0
+# Dagster names another package for its own command, which nobody here can act on
+_HUSH = "ignore:Function `dev_command` is superseded"
 
 
 class AlreadyUpError(UsageError):
@@ -40,22 +46,42 @@ def up(settings: Settings, console: Console, *, host: str, port: int) -> int:
     AlreadyUpError
         If this home is served already.
     UsageError
-        If the port is taken.
+        If the port is taken or the address is not one of this machine.
+    MlbotError
+        If the servers end by themselves.
     """
     url = f"http://{host}:{port}"
     with _home_lock(settings.home, url) as lock_fd:
         _require_free(host, port)
-        with _emulator(settings, console) as emulator_url:
-            environment = child_environment(settings)
-            if emulator_url:
-                environment["MLBOT_EMULATOR_URL"] = emulator_url
-            environment["DAGSTER_HOME"] = _dagster_home(settings)
-            command = [sys.executable, "-m", "dagster", "dev", "-w", str(checkout_root() / "workspace.yaml")]
-            command += ["-h", host, "-p", str(port)]
-            # the lock goes along: it stays taken as long as the servers live, even if this process is killed
-            process = subprocess.Popen(command, env=environment, pass_fds=(lock_fd,), start_new_session=True)
-            console.print(f"mlbot is starting on {url} (home {settings.home}); stop it with Ctrl-C")
-            return _wait(process)
+        with _stop_signals() as stopping, _emulator(settings, console) as emulator_url:
+            command = [sys.executable, "-W", _HUSH, "-m", "dagster", "dev"]
+            command += ["-w", str(checkout_root() / "workspace.yaml"), "-h", host, "-p", str(port)]
+            process = subprocess.Popen(
+                command,
+                env=_environment(settings, emulator_url),
+                # in a folder with another dagster.yaml than DAGSTER_HOME's, Dagster would warn at every start
+                cwd=settings.dagster_home,
+                # the lock goes along: it stays taken as long as the servers live, even if this process is killed
+                pass_fds=(lock_fd,),
+                start_new_session=True,
+            )
+            try:
+                _write_holder(lock_fd, {"pid": os.getpid(), "url": url, "servers": process.pid})
+                console.print(f"mlbot is starting on {url} (home {settings.home}); stop it with Ctrl-C")
+                return _serve(process, stopping, console, (host, port))
+            finally:
+                _end_group(process)
+
+
+def _environment(settings: Settings, emulator_url: str | None) -> dict[str, str]:
+    """Return the servers' environment: every place absolute, since they run in Dagster's home."""
+    environment = child_environment(settings)
+    environment["MLBOT_CONFIG_DIR"] = str(settings.config_dir)
+    environment["MLBOT_ARCHIVE_DIR"] = str(settings.archive_dir)
+    environment["DAGSTER_HOME"] = _dagster_home(settings)
+    if emulator_url:
+        environment["MLBOT_EMULATOR_URL"] = emulator_url
+    return environment
 
 
 def _dagster_home(settings: Settings) -> str:
@@ -73,21 +99,56 @@ def _dagster_home(settings: Settings) -> str:
 def _home_lock(home: Path, url: str) -> Iterator[int]:
     home.mkdir(parents=True, exist_ok=True)
     path = home / "up.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = running(path) or {}
-            raise AlreadyUpError(
-                f"mlbot is already up on {home}: {holder.get('url')} (process {holder.get('pid')}); "
-                "use that one, stop it first, or choose another home with MLBOT_HOME"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "url": url}).encode(), 0)
+        _take(fd, path)
+        _write_holder(fd, {"pid": os.getpid(), "url": url})
         yield fd
     finally:
         os.close(fd)
+
+
+def _take(fd: int, path: Path) -> None:
+    """Take the lock or say who has it; ``mlbot status`` holds it for an instant, which is waited out."""
+    for _ in range(20):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = running(path)
+        if holder is not None:
+            raise AlreadyUpError(_who(path.parent, holder))
+        time.sleep(0.05)
+    raise AlreadyUpError(f"the lock {path} is taken again and again; try once more")
+
+
+def _who(home: Path, holder: Mapping[str, Any]) -> str:
+    pid, servers = holder.get("pid"), holder.get("servers")
+    if pid and servers and not _alive(pid):
+        return (
+            f"an mlbot up on {home} was killed (process {pid}), but its servers go on: {holder.get('url')} "
+            f"(process {servers}); stop them with: kill {servers}"
+        )
+    return (
+        f"mlbot is already up on {home}: {holder.get('url')} (process {pid}); "
+        "use that one, stop it first, or choose another home with MLBOT_HOME"
+    )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _write_holder(fd: int, holder: Mapping[str, Any]) -> None:
+    text = json.dumps(holder).encode()
+    os.pwrite(fd, text, 0)
+    os.ftruncate(fd, len(text))
 
 
 def _require_free(host: str, port: int) -> None:
@@ -96,7 +157,11 @@ def _require_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UsageError(f"port {port} on {host} is taken ({error.strerror}); choose another with --port") from None
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(f"port {port} on {host} is taken; choose another with --port") from None
+            raise UsageError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose others with --host and --port"
+            ) from None
 
 
 @contextmanager
@@ -111,29 +176,64 @@ def _emulator(settings: Settings, console: Console) -> Iterator[str | None]:
         yield url
 
 
-def _wait(process: subprocess.Popen[Any]) -> int:
-    stopping = False
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Yield what is set when somebody wants an end: Ctrl-C, ``kill``, a closed terminal.
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal stopping
-        stopping = True
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    Entered BEFORE the servers start: a signal that is caught here is at its default in them, while one that a shell
+    ignores for its background jobs would be ignored in them too, and they could not be stopped in peace.
+    """
+    stopping = threading.Event()
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup means that a closed terminal shall not matter
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            previous[number] = signal.signal(number, lambda _number, _frame: stopping.set())
     try:
-        while process.poll() is None and not stopping:
-            time.sleep(0.2)
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(_STOP_WAIT_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        yield stopping
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if not stopping:
-        raise MlbotError(
-            f"the Dagster servers ended by themselves with status {process.returncode}; see their output above"
-        )
+
+
+def _serve(
+    process: subprocess.Popen[Any], stopping: threading.Event, console: Console, address: tuple[str, int]
+) -> int:
+    """Wait for the end, telling when the UI first answers."""
+    announced = False
+    while not stopping.wait(0.2):
+        if process.poll() is not None:
+            raise MlbotError(
+                f"the Dagster servers ended by themselves with status {process.returncode}; see their output above"
+            )
+        if not announced and _answers(address):
+            console.print(f"mlbot is up: http://{address[0]}:{address[1]}")
+            announced = True
+    console.print("mlbot is stopping")
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_WAIT_S)
     return 0
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _end_group(process: subprocess.Popen[Any]) -> None:
+    """Leave no process behind: what is still there of the servers and their runs is asked to go, then killed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + _GROUP_WAIT_S
+        try:
+            os.killpg(process.pid, number)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+        except ProcessLookupError:
+            break
+    process.wait()

@@ -72,6 +72,11 @@ class EmulatorConfig(Frozen):
     plan: Literal["hobbyist", "startup", "standard", "professional", "enterprise"]
 
     @property
+    def identity(self) -> str:
+        """Which of all synthetic markets this is: the same text, the same bars."""
+        return f"{self.mode}, seed {self.seed}, from {self.start}"
+
+    @property
     def start_ms(self) -> int:
         """First bar of the synthetic market, UTC ms."""
         return _date_ms(self.start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,14 @@ from mlbot_core.features.build import build_features
 from mlbot_core.features.panel import SettledSeries, build_panel
 from mlbot_core.features.registry import FeatureSet, feature_set
 from mlbot_core.features.truncation import TruncationResult, known_at_check, truncation_check
+from mlbot_core.provenance import code_version
 from mlbot_core.timeframe import DAY_MS, Market, Month
 from mlbot_core.warehouse import PartitionKey, PartitionOutcome, Verdict, Warehouse, data_version, record_partition
 from mlbot_core.warehouse.ingest import partition_name
-from mlbot_core.warehouse.inputs import MarketInputs, Window, contiguous, read_inputs
+from mlbot_core.warehouse.inputs import MarketInputs, Window, contiguous, fingerprint, read_inputs
 from mlbot_core.warehouse.windows import replace_window
 
+CODE_ROOMS = ("features",)
 FEATURE_CHECKS = ("duplicates", "freshness", "lookahead")
 _CUTS_PER_MONTH = 2
 # an as-of join needs the bar before the window, which for daily series is up to two days back
@@ -80,6 +83,7 @@ def materialize_features(
         panel = make_panel(inputs, window.start_ms, window.end_ms, request.settle_delay_ms, series)
         built = build_features(panel, features)
         built["late"] = panel["late"]
+        built = built.loc[built["ts"] >= (first_price(inputs) or 0)].reset_index(drop=True)
         # the checks compute a good deal: they come before the store is opened for writing
         judged = [_judge(month, series, panel, built, features, request) for month in months]
         with warehouse.write() as con:
@@ -95,12 +99,22 @@ def materialize_features(
                     "feature_hash": features.hash,
                     "features": len(features.names),
                     "lookback_bars": features.lookback,
+                    **provenance(inputs, request.window((month,), features.lookback), CODE_ROOMS),
                     "finite_share": _finite_share(rows, features),
                 }
                 outcome = PartitionOutcome(key, written, data_version(table), checks, info)
                 record_partition(con, outcome, now_ms=warehouse.clock.now_ms(), run_id=request.run_id)
                 outcomes.append(outcome)
     return outcomes
+
+
+def provenance(inputs: MarketInputs, window: Window, rooms: Sequence[str]) -> dict[str, Any]:
+    """Return what a derived month rests on besides its configuration: raw versions, decision delay, code."""
+    return {
+        "inputs": fingerprint(inputs.versions, window),
+        "settle_delay_ms": window.settle_delay_ms,
+        "code": code_version(rooms=rooms),
+    }
 
 
 def settled_series(inputs: MarketInputs) -> dict[str, SettledSeries]:
@@ -114,16 +128,26 @@ def make_panel(
     end_ms: int,
     settle_delay_ms: int,
     series: Mapping[str, SettledSeries] | None = None,
+    *,
+    keep_late: bool = False,
 ) -> pd.DataFrame:
-    """Return the panel from the first to the last stored price bar within ``[start_ms, end_ms)``."""
+    """Return the panel of ``[start_ms, end_ms)`` up to the last stored price bar.
+
+    It always begins at ``start_ms``, with rows of NaN where nothing is stored: how much history a value has behind it
+    must not depend on which months are read together.
+    """
     price = inputs.settled["price"].table
-    step = inputs.market.timeframe.ms
-    if price.num_rows:
-        ts = price.column("ts")
-        start_ms, end_ms = max(start_ms, ts[0].as_py()), min(end_ms, ts[-1].as_py() + step)
-    else:
-        end_ms = start_ms
-    return build_panel(series or settled_series(inputs), inputs.market, start_ms, end_ms, settle_delay_ms)
+    last = price.column("ts")[-1].as_py() + inputs.market.timeframe.ms if price.num_rows else start_ms
+    chosen = series or settled_series(inputs)
+    return build_panel(
+        chosen, inputs.market, start_ms, max(start_ms, min(end_ms, last)), settle_delay_ms, keep_late=keep_late
+    )
+
+
+def first_price(inputs: MarketInputs) -> int | None:
+    """Return the open time of the first stored price bar that was read, UTC ms; rows before it are nobody's."""
+    price = inputs.settled["price"].table
+    return int(price.column("ts")[0].as_py()) if price.num_rows else None
 
 
 def _judge(
@@ -174,26 +198,30 @@ def _lookahead(
     shares = (np.arange(_CUTS_PER_MONTH) + 0.5) / _CUTS_PER_MONTH
     cuts = [int(inside[int(share * (len(inside) - 1))]) - first for share in shares]
     result = truncation_check(partial(build_features, feature_set=features), piece, cuts, lookback=features.lookback)
-    punctual = inside[~panel["late"].to_numpy(dtype=np.bool_)[inside]]
-    known = _known_at(ts[punctual], series, request) if len(punctual) else None
-    passed = result.passed and (known is None or known.passed)
+    # late rows are where knowledge and time disagree, so they are looked at first
+    tardy = inside[panel["late"].to_numpy(dtype=np.bool_)[inside]]
+    chosen = np.unique(np.concatenate([tardy[:3], inside[[0, len(inside) // 2, -1]]]))
+    known = _known_at(ts[inside], ts[chosen], series, request)
     detail = {
-        "cuts": result.cuts + (known.cuts if known else 0),
-        "values_compared": result.compared + (known.compared if known else 0),
-        "violations": result.violation_count + (known.violation_count if known else 0),
-        "columns": list(dict.fromkeys(result.columns + (known.columns if known else ()))),
+        "cuts": result.cuts + known.cuts,
+        "values_compared": result.compared + known.compared,
+        "violations": result.violation_count + known.violation_count,
+        "columns": list(dict.fromkeys(result.columns + known.columns)),
+        "late_rows": len(tardy),
     }
-    return Verdict("lookahead", passed, detail)
+    return Verdict("lookahead", result.passed and known.passed, detail)
 
 
-def _known_at(ts: np.ndarray, series: Mapping[str, SettledSeries], request: DatasetRequest) -> TruncationResult:
+def _known_at(
+    ts: np.ndarray, chosen: np.ndarray, series: Mapping[str, SettledSeries], request: DatasetRequest
+) -> TruncationResult:
     start, end = int(ts[0]), int(ts[-1]) + request.market.timeframe.ms
     pieces = {name: _between(one, start - _COARSE_MARGIN_MS, end) for name, one in series.items()}
 
     def build(some: Mapping[str, SettledSeries]) -> pd.DataFrame:
         return build_panel(some, request.market, start, end, request.settle_delay_ms).drop(columns="late")
 
-    chosen = [int(ts[0]), int(ts[len(ts) // 2]), int(ts[-1])]
+    # every window rests on rows that pass here: forgetting what a row could not know leaves the row as it is
     return known_at_check(build, pieces, request.market, request.settle_delay_ms, chosen)
 
 

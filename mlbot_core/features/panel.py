@@ -98,13 +98,21 @@ class SettledSeries:
 
 
 def build_panel(
-    inputs: Mapping[str, SettledSeries], market: Market, start_ms: int, end_ms: int, settle_delay_ms: int
+    inputs: Mapping[str, SettledSeries],
+    market: Market,
+    start_ms: int,
+    end_ms: int,
+    settle_delay_ms: int,
+    *,
+    keep_late: bool = False,
 ) -> pd.DataFrame:
     """Lay the series of a market side by side, one row a bar of the regular grid in ``[start_ms, end_ms)``.
 
     A series of the market's own timeframe joins by equal ``ts`` and is never carried forward: a bar that is missing
-    is a row of NaN. A series of a longer timeframe joins as-of: at a row's decision time (``ts`` + timeframe +
-    ``settle_delay_ms``) the newest of its bars with ``known_at`` at or before that time.
+    is a row of NaN. So is, for ever, a bar that became known only after its row's decision time: the rows after it
+    have it in their windows, and some of them were decided before it came. A series of a longer timeframe joins
+    as-of: at a row's decision time (``ts`` + timeframe + ``settle_delay_ms``) the newest of its bars with
+    ``known_at`` at or before that time.
 
     Parameters
     ----------
@@ -116,6 +124,8 @@ def build_panel(
         Range of open times, UTC ms, end exclusive.
     settle_delay_ms
         From a bar's close to its decision, ms.
+    keep_late
+        True keeps late values, for labels and prices of what happened; never for what a decision sees.
 
     Returns
     -------
@@ -123,7 +133,7 @@ def build_panel(
         ``ts`` (int64); ``VALUE_COLUMNS`` (float64: USD, long_share and the funding rates as fractions);
         ``AGE_COLUMNS`` (float64, hours from the joined bar's close to this bar's close: 0 for the own timeframe,
         NaN where there is no bar); ``late`` (bool): a value of the own timeframe in this row became known only after
-        the row's decision time, so it may serve later rows but no decision could have been made on this one.
+        the row's decision time.
 
     Raises
     ------
@@ -144,7 +154,9 @@ def build_panel(
         elif series.timeframe == market.timeframe:
             at = _equal(series.ts, ts)
             if len(series.ts):
-                late |= (at >= 0) & (series.known_at[at] > decision)
+                tardy = (at >= 0) & (series.known_at[at] > decision)
+                late |= tardy
+                at = at if keep_late else np.where(tardy, np.int64(-1), at)
         else:
             at = _as_of(series.known_at, decision)
         for target, column in source.columns.items():

@@ -58,6 +58,9 @@ class SeriesBatch:
     recorded
         True when ``observed_at`` was recorded by somebody at the time (archive of vintages); False when it is the
         moment of this very fetch.
+    publication_lag_ms
+        How long after its close a bar that was only seen as history could have been known at the earliest; None: as
+        the catalogue says.
     live_since_ms
         Bars that closed at or after this instant were watched live, so a version was known from ``observed_at`` on
         and not before. None: everything in the batch was seen as history only.
@@ -72,6 +75,7 @@ class SeriesBatch:
     recorded: bool = False
     live_since_ms: int | None = None
     notes: tuple[str, ...] = field(default=())
+    publication_lag_ms: int | None = None
 
     def __post_init__(self) -> None:
         spec = series_spec(self.series)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,19 @@ from mlbot_core.clock import format_utc
 from mlbot_core.config import ModelsConfig
 from mlbot_core.errors import MissingDataError
 from mlbot_core.features import FeatureSet, feature_set
+from mlbot_core.features.dataset import CODE_ROOMS as FEATURE_ROOMS
 from mlbot_core.features.dataset import FEATURE_CHECKS, DatasetRequest, table_name
-from mlbot_core.models.base import PROBABILITIES, create_model
+from mlbot_core.models.base import create_model
 from mlbot_core.models.version import VersionInputs, code_version, library_versions, model_version
 from mlbot_core.models.walkforward import Progress, WalkForwardResult, walk_forward
-from mlbot_core.targets import average_uniqueness
+from mlbot_core.targets import average_uniqueness, target_lookback
+from mlbot_core.targets.dataset import CODE_ROOMS as TARGET_ROOMS
 from mlbot_core.targets.dataset import TABLE as TARGETS_TABLE
 from mlbot_core.targets.dataset import TARGET_CHECKS
 from mlbot_core.timeframe import DAY_MS, Market, Month
 from mlbot_core.validation.splits import WalkForward, WalkForwardSplit
 from mlbot_core.warehouse import (
+    Accepted,
     PartitionKey,
     PartitionOutcome,
     Verdict,
@@ -38,6 +41,7 @@ from mlbot_core.warehouse import (
     require,
 )
 from mlbot_core.warehouse.ingest import partition_name
+from mlbot_core.warehouse.inputs import current_versions, fingerprint
 
 FORECAST_CHECKS = ("duplicates", "purge", "coverage")
 FORECASTS_TABLE = "forecasts"
@@ -45,6 +49,8 @@ REGISTRY_TABLE = "models"
 
 # a walk forward that leaves out more of its bars than this has no claim to speak for the period
 _MIN_COVERAGE = 0.95
+# a row with less of its features known than this is a warm-up or an outage: nothing is learnt or decided on it
+_MIN_FINITE = 0.9
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class TrainRequest:
     start_ms, end_ms
         Walk-forward test period by open time of bars, UTC ms; None: as early as the shortest training history
         allows, and to the end of the stored months.
+    settle_delay_ms
+        From a bar's close to its decision; stored months must have been made with the same.
     threads
         Cores the model may use; the bytes of a model do not depend on it.
     """
@@ -65,6 +73,7 @@ class TrainRequest:
     model_type: str
     start_ms: int | None
     end_ms: int | None
+    settle_delay_ms: int
     known_by_ms: int
     threads: int
     run_id: str
@@ -97,9 +106,11 @@ class TrainOutcome:
 
 @dataclass(frozen=True)
 class _Dataset:
+    """Aligned features and targets; rows that no decision can rest on have no feature at all."""
+
     features: pd.DataFrame
     targets: pd.DataFrame
-    late: npt.NDArray[np.bool_]
+    usable: npt.NDArray[np.bool_]
     versions: dict[str, str]
 
 
@@ -125,7 +136,7 @@ def train(
     """
     features = feature_set(models.features.set, models.features.zscore_window)
     data = _load(warehouse, request, models, features)
-    start_ms, end_ms = _period(data.targets, request, models)
+    start_ms, end_ms = _period(data, request, models)
     t0 = data.targets["t0"].to_numpy(dtype=np.int64)
     t1 = data.targets["tb_t1"].to_numpy(dtype=np.int64)
     split = WalkForward(models.walk_forward).split(t0, t1, start_ms, end_ms, request.market.timeframe)
@@ -151,19 +162,20 @@ def train(
     )
     if result.final_model is not None:
         result.final_model.save(models_dir / version)
-    forecasts = result.forecasts.copy()
-    late = pd.Series(data.late, index=data.features["ts"].to_numpy()).reindex(forecasts["ts"]).to_numpy(dtype=np.bool_)
-    # what reached us after the moment of decision cannot have been decided on
-    forecasts.loc[late, list(PROBABILITIES)] = np.nan
-    forecasts["late"] = late
-    table = pa.Table.from_pandas(forecasts.drop(columns="model_version"), preserve_index=False)
-    table = table.replace_schema_metadata(None)
+    forecasts = result.forecasts.drop(columns="model_version")
+    table = pa.Table.from_pandas(forecasts, preserve_index=False).replace_schema_metadata(None)
     outcome = PartitionOutcome(
         PartitionKey("forecasts", request.source, request.partition),
         table.num_rows,
         data_version(table),
-        _judge(forecasts, result, split, data.targets, start_ms, end_ms),
-        {"model_version": version, "folds": len(split), "skipped_folds": len(split.skipped)},
+        _judge(forecasts, result, split, request.market, (start_ms, end_ms)),
+        {
+            "model_version": version,
+            "folds": len(split),
+            "skipped_folds": len(split.skipped),
+            "rows": len(data.usable),
+            "unusable_rows": int((~data.usable).sum()),
+        },
     )
     registered = _registry_row(request, version, inputs, result, (start_ms, end_ms), warehouse.clock.now_ms())
     with warehouse.write() as con:
@@ -174,7 +186,9 @@ def train(
 
 
 def _load(warehouse: Warehouse, request: TrainRequest, models: ModelsConfig, features: FeatureSet) -> _Dataset:
-    dataset = DatasetRequest(request.source, request.market, (), 0, request.known_by_ms, request.run_id)
+    dataset = DatasetRequest(
+        request.source, request.market, (), request.settle_delay_ms, request.known_by_ms, request.run_id
+    )
     prefix = f"{request.market}|"
     with warehouse.read() as con:
         months = sorted(
@@ -199,35 +213,81 @@ def _load(warehouse: Warehouse, request: TrainRequest, models: ModelsConfig, fea
             "targets": require(con, "targets", request.source, names, TARGET_CHECKS),
         }
         start_ms, stop_ms = months[0].start_ms, months[-1].end_ms
+        current = current_versions(con, request.source, request.market)
         x = read_window(con, table_name(features), dataset.scope, start_ms=start_ms, end_ms=stop_ms)
         y = read_window(con, TARGETS_TABLE, dataset.scope, start_ms=start_ms, end_ms=stop_ms)
-    stale = [name for name, part in accepted["features"].items() if part.info.get("feature_hash") != features.hash]
-    config = models.targets.model_dump()
-    stale += [name for name, part in accepted["targets"].items() if part.info.get("target_config") != config]
+    _require_current(request, models, features, dataset, accepted, current)
+    joined = x.to_pandas().merge(y.select(list(_TARGETS)).to_pandas(), on="ts", validate="one_to_one")
+    matrix = joined[list(features.names)].to_numpy(dtype=np.float64, copy=True)
+    usable = _usable(matrix) & ~joined["late"].to_numpy(dtype=np.bool_)
+    matrix[~usable] = np.nan
+    rows = pd.DataFrame(matrix, columns=list(features.names))
+    rows.insert(0, "ts", joined["ts"].to_numpy(dtype=np.int64))
+    versions = {f"{asset}|{name}": part.version for asset, parts in accepted.items() for name, part in parts.items()}
+    return _Dataset(rows, joined[list(_TARGETS)], usable, versions)
+
+
+_TARGETS = ("ts", "t0", "tb_label", "tb_t1", "tb_ret", "tb_width")
+
+
+def _usable(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Return which rows know enough: most of the features that have any value at all in these data."""
+    known = np.isfinite(matrix)
+    served = known.any(axis=0)
+    return np.asarray(known[:, served].mean(axis=1) >= _MIN_FINITE) if served.any() else np.zeros(len(matrix), np.bool_)
+
+
+def _require_current(
+    request: TrainRequest,
+    models: ModelsConfig,
+    features: FeatureSet,
+    dataset: DatasetRequest,
+    accepted: dict[str, dict[str, Accepted]],
+    current: dict[str, str],
+) -> None:
+    """Refuse months whose definition, code, decision delay or raw input is not today's any more.
+
+    Raises
+    ------
+    MissingDataError
+        Naming how many, the first one, and the command that makes them again.
+    """
+    reach = {"features": (features.lookback, 0), "targets": (target_lookback(models.targets), models.targets.horizon)}
+    wanted: dict[str, dict[str, Any]] = {
+        "features": {"feature_hash": features.hash, "code": code_version(rooms=FEATURE_ROOMS)},
+        "targets": {"target_config": models.targets.model_dump(), "code": code_version(rooms=TARGET_ROOMS)},
+    }
+    stale: list[str] = []
+    for asset, parts in accepted.items():
+        for name, part in parts.items():
+            month = Month.parse(name.partition("|")[2])
+            window = dataset.window((month,), *reach[asset])
+            if asset == "targets":
+                window = replace(window, series=("price",))
+            expected = wanted[asset] | {
+                "settle_delay_ms": request.settle_delay_ms,
+                "inputs": fingerprint(current, window),
+            }
+            different = [key for key, value in expected.items() if part.info.get(key) != value]
+            stale += [f"{asset} {name}: {', '.join(different)}"] if different else []
     if stale:
         raise MissingDataError(
-            f"{len(set(stale))} months of {request.market} were made with another feature or target definition "
-            f"(for example {sorted(stale)[0]}); run: mlbot features --source {request.source} "
+            f"{len(stale)} stored months of {request.market} do not rest on today's definitions and raw data "
+            f"(for example {stale[0]} changed); run: mlbot features --source {request.source} "
             f"--interval {request.market.timeframe}"
         )
-    joined = x.to_pandas().merge(
-        y.select(["ts", "t0", "tb_label", "tb_t1", "tb_ret", "tb_width"]).to_pandas(), on="ts", validate="one_to_one"
-    )
-    versions = {f"{asset}|{name}": part.version for asset, parts in accepted.items() for name, part in parts.items()}
-    return _Dataset(
-        joined[["ts", *features.names]],
-        joined[["ts", "t0", "tb_label", "tb_t1", "tb_ret", "tb_width"]],
-        joined["late"].to_numpy(dtype=np.bool_),
-        versions,
-    )
 
 
-def _period(targets: pd.DataFrame, request: TrainRequest, models: ModelsConfig) -> tuple[int, int]:
-    """Return the test period; by default it begins on the first day with the shortest history of labels."""
-    ts = targets["ts"].to_numpy(dtype=np.int64)
-    labelled = ts[targets["tb_t1"].to_numpy(dtype=np.int64) >= 0]
+def _period(data: _Dataset, request: TrainRequest, models: ModelsConfig) -> tuple[int, int]:
+    """Return the test period; by default from the shortest training history on to the last usable bar."""
+    every = data.targets["ts"].to_numpy(dtype=np.int64)
+    ts = every[data.usable]
+    labelled = every[data.usable & (data.targets["tb_t1"].to_numpy(dtype=np.int64) >= 0)]
     if len(labelled) == 0:
-        raise MissingDataError(f"the stored months of {request.market} from {request.source} hold no labels yet")
+        raise MissingDataError(
+            f"none of the {len(every)} stored bars of {request.market} from {request.source} has a label and enough "
+            "known features: they are warm-up, incomplete or came after their decision; backfill more months"
+        )
     earliest = int(labelled[0]) + (models.walk_forward.min_train_days + 1) * DAY_MS
     start_ms = request.start_ms if request.start_ms is not None else -(-earliest // DAY_MS) * DAY_MS
     last = int(ts[-1]) + request.market.timeframe.ms
@@ -266,22 +326,22 @@ def _judge(
     forecasts: pd.DataFrame,
     result: WalkForwardResult,
     split: WalkForwardSplit,
-    targets: pd.DataFrame,
-    start_ms: int,
-    end_ms: int,
+    market: Market,
+    period: tuple[int, int],
 ) -> tuple[Verdict, ...]:
+    """Check the outcome against the calendar, not against what happened to be stored."""
     repeated = int(forecasts["ts"].duplicated().sum())
     first_test = result.fold_table["test_start_ms"].to_numpy(dtype=np.int64)
     last_label = result.fold_table["last_label_ms"].to_numpy(dtype=np.int64)
     reaching = int((last_label > first_test).sum())
-    ts = targets["ts"].to_numpy(dtype=np.int64)
-    skipped = sum(int(((ts >= s.test_start_ms) & (ts < s.test_end_ms)).sum()) for s in split.skipped)
-    expected = int(((ts >= start_ms) & (ts < end_ms)).sum()) - skipped
-    share = len(forecasts) / expected if expected else 0.0
+    skipped = sum(len(market.timeframe.opens_between(s.test_start_ms, s.test_end_ms)) for s in split.skipped)
+    expected = len(market.timeframe.opens_between(*period)) - skipped
+    made = int(np.isfinite(forecasts["p_up"].to_numpy(dtype=np.float64)).sum())
+    share = made / expected if expected else 0.0
     return (
         Verdict("duplicates", repeated == 0, {"rows": len(forecasts), "repeated": repeated}),
         Verdict("purge", reaching == 0, {"folds": len(first_test), "labels_reaching_into_a_test": reaching}),
-        Verdict("coverage", share >= _MIN_COVERAGE, {"bars": expected, "forecasts": len(forecasts), "share": share}),
+        Verdict("coverage", share >= _MIN_COVERAGE, {"bars": expected, "forecasts": made, "share": round(share, 4)}),
     )
 
 

@@ -6,19 +6,14 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
-from mlbot_core.errors import MlbotError
 from mlbot_core.models.canonical import canonical_json, sha256_hex
+from mlbot_core.provenance import VersionError, code_version
 
-PACKAGE_DIR: Final = Path(__file__).resolve().parents[1]
-CODE_ROOMS: Final = ("features", "targets", "validation", "models")
 LIBRARIES: Final = ("lightgbm", "numba", "numpy", "pandas", "scipy")
 
-
-class VersionError(MlbotError):
-    """A version cannot be computed from what was given."""
+__all__ = ["LIBRARIES", "VersionError", "VersionInputs", "code_version", "library_versions", "model_version"]
 
 
 @dataclass(frozen=True)
@@ -84,25 +79,6 @@ def model_version(inputs: VersionInputs) -> str:
         return sha256_hex(canonical_json(inputs.as_json()))
     except (TypeError, ValueError) as error:
         raise VersionError(f"the model version needs plain JSON values: {error}") from error
-
-
-def code_version(package_dir: Path = PACKAGE_DIR, rooms: Sequence[str] = CODE_ROOMS) -> str:
-    """Return the hash of the ``*.py`` files of the rooms that decide a model, 64 hex digits.
-
-    It depends on the files' paths inside the package and on their bytes, not on where the package lies.
-
-    Raises
-    ------
-    VersionError
-        If a room has no source files.
-    """
-    digests: dict[str, str] = {}
-    for room in rooms:
-        found = sorted((package_dir / room).rglob("*.py"))
-        if not found:
-            raise VersionError(f"no source files in {package_dir / room}; is the package installed with its sources?")
-        digests |= {path.relative_to(package_dir).as_posix(): sha256_hex(path.read_bytes()) for path in found}
-    return sha256_hex(canonical_json(digests))
 
 
 def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:

@@ -29,7 +29,7 @@ from mlbot_core.sources.base import (
 )
 from mlbot_core.sources.recorded import Recorded, read_recorded
 from mlbot_core.sources.rows import served_columns
-from mlbot_core.timeframe import Market, Timeframe
+from mlbot_core.timeframe import DAY_MS, Market, Timeframe
 
 _Values = Mapping[str, npt.NDArray[np.float64]]
 
@@ -66,6 +66,8 @@ class Recording:
         Whether longer bars are made of it for markets of a longer timeframe.
     note
         What a user of the rows should know.
+    lag_ms
+        How long after its close a bar is taken to have been known; None: as the catalogue says.
     """
 
     file: str
@@ -75,6 +77,7 @@ class Recording:
     versions: bool = False
     resampled: bool = False
     note: str = ""
+    lag_ms: int | None = None
 
 
 def _price(raw: _Values) -> _Values:
@@ -107,7 +110,9 @@ def _vintage(series: str) -> Recording:
 
 
 _DAILY_FILE: Final = "coinglass_btc_1d.parquet"
-_LATER: Final = "daily, a single later vintage: not point in time"
+# A later vintage holds what was known some time after the close, nobody recorded when: a full day is granted.
+_DAILY_LAG_MS: Final = DAY_MS
+_LATER: Final = "daily, a single later vintage: not point in time, taken as known one day after its close"
 _FUNDING_SETTLED: Final = Recording(
     "btcusdt_perp_funding_8h.parquet", _8H, ("funding_rate",), _renamed(rate="funding_rate")
 )
@@ -123,7 +128,12 @@ _ARCHIVE: Final[Mapping[str, Recording]] = {
     ),
     "funding_settled": _FUNDING_SETTLED,
     "open_interest": Recording(
-        _DAILY_FILE, _1D, ("oi_all_exch_usd",), _renamed(close="oi_all_exch_usd"), note=f"{_LATER}; close only"
+        _DAILY_FILE,
+        _1D,
+        ("oi_all_exch_usd",),
+        _renamed(close="oi_all_exch_usd"),
+        note=f"{_LATER}; close only",
+        lag_ms=_DAILY_LAG_MS,
     ),
     "funding_rate": Recording(
         _DAILY_FILE,
@@ -131,6 +141,7 @@ _ARCHIVE: Final[Mapping[str, Recording]] = {
         ("funding_oiw_close",),
         _renamed(0.01, close="funding_oiw_close"),
         note=f"{_LATER}; close only",
+        lag_ms=_DAILY_LAG_MS,
     ),
     "long_short_ratio": Recording(
         _DAILY_FILE,
@@ -138,6 +149,7 @@ _ARCHIVE: Final[Mapping[str, Recording]] = {
         ("lsr_global",),
         _shares,
         note=f"{_LATER}; shares from the rounded ratio, a snapshot at the day's open",
+        lag_ms=_DAILY_LAG_MS,
     ),
     "liquidations": Recording(
         _DAILY_FILE,
@@ -145,6 +157,7 @@ _ARCHIVE: Final[Mapping[str, Recording]] = {
         ("liq_long_usd", "liq_short_usd"),
         _renamed(long_usd="liq_long_usd", short_usd="liq_short_usd"),
         note=_LATER,
+        lag_ms=_DAILY_LAG_MS,
     ),
     "taker_volume": Recording(
         _DAILY_FILE,
@@ -152,6 +165,7 @@ _ARCHIVE: Final[Mapping[str, Recording]] = {
         ("taker_buy_usd", "taker_sell_usd"),
         _renamed(buy_usd="taker_buy_usd", sell_usd="taker_sell_usd"),
         note=_LATER,
+        lag_ms=_DAILY_LAG_MS,
     ),
 }
 
@@ -256,6 +270,7 @@ class RecordedSource(SourceBase):
             recorded=recording.versions,
             live_since_ms=watched,
             notes=notes,
+            publication_lag_ms=recording.lag_ms,
         )
 
     def _timeframe(self, series: str, market: Market) -> Timeframe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from mlbot_core.config import TargetConfig
-from mlbot_core.features.dataset import DatasetRequest, make_panel
+from mlbot_core.features.dataset import DatasetRequest, first_price, make_panel, provenance
 from mlbot_core.features.truncation import truncation_check
 from mlbot_core.targets.build import LABELS, build_targets, target_lookback
 from mlbot_core.timeframe import Month
@@ -19,6 +20,7 @@ from mlbot_core.warehouse.inputs import Window, contiguous, read_inputs
 from mlbot_core.warehouse.windows import replace_window
 
 TABLE = "targets"
+CODE_ROOMS = ("targets",)
 TARGET_CHECKS = ("duplicates", "freshness", "lookahead")
 _CUTS_PER_MONTH = 3
 
@@ -42,8 +44,12 @@ def materialize_targets(warehouse: Warehouse, request: DatasetRequest, config: T
             full.source, full.market, full.months, full.settle_delay_ms, full.before_ms, full.after_ms, ("price",)
         )
         inputs = read_inputs(warehouse, window, known_by_ms=request.known_by_ms)
-        panel = make_panel(inputs, window.start_ms, window.end_ms, request.settle_delay_ms)
+        # labels are about what happened, whenever we learnt of it
+        panel = make_panel(inputs, window.start_ms, window.end_ms, request.settle_delay_ms, keep_late=True)
         built = build_targets(panel, request.market, config)
+        first = first_price(inputs) or 0
+        panel = panel.loc[panel["ts"] >= first].reset_index(drop=True)
+        built = built.loc[built["ts"] >= first].reset_index(drop=True)
         judged = [_judge(month, panel, built, config, request) for month in months]
         with warehouse.write() as con:
             for month, checks in zip(months, judged, strict=True):
@@ -51,7 +57,13 @@ def materialize_targets(warehouse: Warehouse, request: DatasetRequest, config: T
                 table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
                 written = replace_window(con, TABLE, request.scope, table, start_ms=month.start_ms, end_ms=month.end_ms)
                 key = PartitionKey("targets", request.source, partition_name(request.market, month))
-                outcome = PartitionOutcome(key, written, data_version(table), checks, _info(rows, config))
+                outcome = PartitionOutcome(
+                    key,
+                    written,
+                    data_version(table),
+                    checks,
+                    _info(rows, config) | provenance(inputs, replace(window, months=(month,)), CODE_ROOMS),
+                )
                 record_partition(con, outcome, now_ms=warehouse.clock.now_ms(), run_id=request.run_id)
                 outcomes.append(outcome)
     return outcomes

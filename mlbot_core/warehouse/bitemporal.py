@@ -68,7 +68,7 @@ class Settled:
 
 
 def append(con: duckdb.DuckDBPyConnection, batch: SeriesBatch, *, now_ms: int) -> AppendResult:
-    """Add the versions of a batch that are new; the same values again add nothing.
+    """Add the versions of a batch that are new; the same values again add nothing, in whatever order they arrive.
 
     The first version of a bar that was only seen as history is known from its close plus the publication lag; every
     other version from when it was observed. Gaps of the batch are recorded, and open gaps that are now complete are
@@ -79,8 +79,11 @@ def append(con: duckdb.DuckDBPyConnection, batch: SeriesBatch, *, now_ms: int) -
     VersionConflictError
         If other values are stored for the same ``observed_at``, or newer versions of the bar are stored already.
     """
-    record_gaps(con, batch.gaps, now_ms=now_ms)
+    # what the source leaves out this time may be stored already: such a gap is recorded and filled at once
+    reported = record_gaps(con, batch.gaps, now_ms=now_ms)
     if batch.rows == 0:
+        if reported:
+            fill_gaps(con, batch.series, batch.symbol, batch.timeframe, batch.source, now_ms=now_ms)
         return AppendResult(0, 0, 0)
     fresh = _fresh_versions(con, batch)
     late = np.flatnonzero(fresh.observed_at <= fresh.newest_stored)
@@ -93,6 +96,7 @@ def append(con: duckdb.DuckDBPyConnection, batch: SeriesBatch, *, now_ms: int) -
         )
     if len(fresh.rows):
         _insert(con, batch, fresh)
+    if len(fresh.rows) or reported:
         fill_gaps(con, batch.series, batch.symbol, batch.timeframe, batch.source, now_ms=now_ms)
     return AppendResult(len(fresh.rows), int((~fresh.first).sum()), batch.rows - len(fresh.rows))
 
@@ -135,8 +139,35 @@ def _fresh_versions(con: duckdb.DuckDBPyConnection, batch: SeriesBatch) -> _Fres
         bits = np.concatenate([_float64(stored, name), _float64(batch.table, name)]).view(np.int64)[order]
         changed[1:] |= bits[1:] != bits[:-1]
     kept = incoming & changed
+    # two runs that saw the same values may store them in the other order: the earlier sight then brings nothing new
+    kept &= ~_told_later(names, batch, stored, order, bar, incoming, kept)
     rows = order[kept] - old
     return _Fresh(rows, ts[rows], observed[rows], first[kept], _newest_stored(ts[rows], stored))
+
+
+def _told_later(
+    names: Sequence[str],
+    batch: SeriesBatch,
+    stored: pa.Table,
+    order: _Ints,
+    bar: _Ints,
+    incoming: npt.NDArray[np.bool_],
+    kept: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    """Return where the next stored version of the same bar has the same values; all arguments are in merged order."""
+    nothing = np.zeros(len(order), dtype=np.bool_)
+    beyond = len(order)
+    following = np.minimum.accumulate(np.where(incoming, beyond, np.arange(beyond))[::-1])[::-1]
+    at = np.flatnonzero(kept & (following < beyond))
+    at = at[bar[following[at]] == bar[at]]
+    if len(at) == 0:
+        return nothing
+    same = np.ones(len(at), dtype=np.bool_)
+    for name in names:
+        bits = np.concatenate([_float64(stored, name), _float64(batch.table, name)]).view(np.int64)[order]
+        same &= bits[at] == bits[following[at]]
+    nothing[at[same]] = True
+    return nothing
 
 
 def _newest_stored(ts: _Ints, stored: pa.Table) -> _Ints:
@@ -155,7 +186,8 @@ def _insert(con: duckdb.DuckDBPyConnection, batch: SeriesBatch, fresh: _Fresh) -
     close = fresh.ts + batch.timeframe.ms
     live_since = _FAR_FUTURE if batch.live_since_ms is None else batch.live_since_ms
     history = close < live_since
-    modelled = np.minimum(fresh.observed_at, close + spec.publication_lag_ms)
+    lag = spec.publication_lag_ms if batch.publication_lag_ms is None else batch.publication_lag_ms
+    modelled = np.minimum(fresh.observed_at, close + lag)
     known = np.where(history & fresh.first, modelled, fresh.observed_at)
     taken = batch.table.take(pa.array(fresh.rows))
     rows = pa.table(

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from mlbot_core.clock import Clock
 from mlbot_core.config import QualityConfig
+from mlbot_core.errors import WarehouseError
 from mlbot_core.market import SeriesBatch, series_spec
 from mlbot_core.market import quality as rules
 from mlbot_core.sources import Served, Source
@@ -34,7 +35,10 @@ class IngestRequest:
     Parameters
     ----------
     settle_delay_ms
-        How long after its close a bar may take to arrive before it counts as missing.
+        How long after its close a bar may take to arrive before it counts as missing. A younger bar is not asked
+        for: what is served before may still move, and the first version seen in time is the one that stays.
+    identity
+        Which market a source with several of them serves (the emulator's seed, start and mode); empty: there is one.
     """
 
     series: str
@@ -43,6 +47,7 @@ class IngestRequest:
     quality: QualityConfig
     settle_delay_ms: int
     run_id: str
+    identity: str = ""
 
 
 def partition_name(market: Market, month: Month) -> str:
@@ -60,6 +65,8 @@ def ingest(warehouse: Warehouse, source: Source, clock: Clock, request: IngestRe
     ------
     SourceError
         If the source did not deliver; nothing of the failed stretch is stored.
+    WarehouseError
+        If the store holds another market under this source's name.
     VersionConflictError
         If the store already has newer or other versions for the same moment.
     """
@@ -68,8 +75,11 @@ def ingest(warehouse: Warehouse, source: Source, clock: Clock, request: IngestRe
     for stretch in _stretches(request.months, request.market.timeframe):
         batch = None
         if served is not None:
-            batch = source.fetch(request.series, request.market, stretch[0].start_ms, stretch[-1].end_ms)
+            settled = served.timeframe.floor(clock.now_ms() - request.settle_delay_ms)
+            start_ms, end_ms = stretch[0].start_ms, stretch[-1].end_ms
+            batch = source.fetch(request.series, request.market, start_ms, max(start_ms, min(end_ms, settled)))
         with warehouse.write() as con:
+            _require_same_market(con, source.name, request.identity)
             outcomes += _store(con, source, served, batch, stretch, clock.now_ms(), request)
     return outcomes
 
@@ -117,6 +127,22 @@ def _store(
     return outcomes
 
 
+def _require_same_market(con: duckdb.DuckDBPyConnection, source: str, identity: str) -> None:
+    """Refuse to mix two made-up markets: the second would enter as restatements of the first, and change nothing."""
+    row = con.execute(
+        """
+        SELECT json_extract_string(info, '$.identity') AS identity FROM partitions
+        WHERE source = ? AND identity IS NOT NULL ORDER BY written_at DESC, rowid DESC LIMIT 1
+        """,
+        [source],
+    ).fetchone()
+    if row is not None and row[0] != identity:
+        raise WarehouseError(
+            f"the store holds another market of {source} ({row[0] or 'unnamed'}) than the configured one "
+            f"({identity or 'unnamed'}); set MLBOT_HOME to an empty folder or restore the emulator's configuration"
+        )
+
+
 def _judge(
     con: duckdb.DuckDBPyConnection,
     source: str,
@@ -158,6 +184,7 @@ def _judge(
         "first_ts": int(ts[0]) if len(ts) else None,
         "last_ts": int(ts[-1]) if len(ts) else None,
         "note": served.note,
+        "identity": request.identity,
     }
     key = PartitionKey(request.series, source, partition_name(request.market, month))
     return PartitionOutcome(key, len(ts), data_version(bars), tuple(checks), info)
@@ -184,8 +211,9 @@ def _fresh(ts: npt.NDArray[np.int64], timeframe: Timeframe, first: int, end: int
 def _sane(series: str, ts: npt.NDArray[np.int64], bars: pa.Table) -> Verdict:
     if series != "price" or len(ts) == 0:
         return Verdict("sanity", True, {"note": f"{len(ts)} bars; signs and finiteness were checked before storing"})
-    columns = (np.asarray(bars.column(name).to_numpy(), dtype=np.float64) for name in ("open", "high", "low", "close"))
-    return _verdict(rules.ohlc_order(ts, *columns), "sanity")
+    columns = [np.asarray(bars.column(name).to_numpy(), dtype=np.float64) for name in ("open", "high", "low", "close")]
+    found = [rules.ohlc_order(ts, *columns), rules.price_jumps(ts, columns[3])]
+    return _verdict(next((result for result in found if not result.passed), found[0]), "sanity")
 
 
 def _uniqueness(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -141,6 +143,35 @@ def _stored_timeframe(
             "materialize all its months again so that they have one timeframe"
         )
     return Timeframe.parse(str(stored.pop())) if stored else None
+
+
+def fingerprint(versions: Mapping[str, str], window: Window) -> str:
+    """Return a short hash of the raw data versions (``series|partition`` -> version) that lie in a window.
+
+    Stored with what was derived from them: when it differs later, the derived months rest on data that has changed,
+    or on months that were not there yet.
+    """
+    names = {partition_name(window.market, month) for month in Month.span(window.start_ms, window.end_ms)}
+    wanted = set(window.series)
+    used = {
+        key: version
+        for key, version in versions.items()
+        if key.partition("|")[0] in wanted and key.partition("|")[2] in names
+    }
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def current_versions(con: duckdb.DuckDBPyConnection, source: str, market: Market) -> dict[str, str]:
+    """Return the newest data version of every raw partition of a market, by ``series|partition``."""
+    rows = con.execute(
+        """
+        SELECT asset || '|' || partition, data_version FROM partitions
+        WHERE source = ? AND starts_with(partition, ?) AND asset IN (SELECT unnest(?))
+        QUALIFY row_number() OVER (PARTITION BY asset, partition ORDER BY written_at DESC, rowid DESC) = 1
+        """,
+        [source, f"{market}|", list(CATALOGUE)],
+    ).fetchall()
+    return {str(key): str(version) for key, version in rows}
 
 
 def contiguous(months: Sequence[Month]) -> list[tuple[Month, ...]]:

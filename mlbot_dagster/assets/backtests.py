@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from mlbot_core.config import Settings
-from mlbot_core.observability.thumbnails import markdown_image
+from mlbot_core.observability.sparkline import sparkline
 from mlbot_dagster import checks, metadata
 from mlbot_dagster.assets import models, raw
 from mlbot_dagster.partitions import all_months_of_the_market, per_model, split_models
@@ -17,6 +17,8 @@ KEY = dg.AssetKey([GROUP, "backtest"])
 REPORT_KEY = dg.AssetKey([GROUP, "report"])
 CHECKS = ("bookkeeping", "criteria")
 ADVISORY = ("criteria",)
+# parts of the summary which other metadata say better
+SAID = frozenset({"timeframe", "synthetic", "start_ms", "end_ms"})
 
 
 def build(settings: Settings) -> list[dg.AssetsDefinition]:
@@ -45,7 +47,6 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, warehouse: WarehouseResource, market_data: MarketData
     ) -> Iterator[dg.MaterializeResult]:
         from mlbot_core.backtest.dataset import backtest as run
-        from mlbot_core.backtest.plots import summary_png
 
         done = run(
             warehouse.open(market_data.clock),
@@ -53,10 +54,11 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
             market_data.settings.fees,
             market_data.settings.risk,
         )
-        extra = {name: value for name, value in done.summary.items() if value is not None}
-        extra["period"] = metadata.span(done.result.start_ms, done.result.end_ms)
-        shown = metadata.of_outcomes([done.outcome], market_data.name, plot=summary_png(done.result), extra=extra)
-        yield dg.MaterializeResult(metadata=shown, check_results=checks.results([done.outcome], ADVISORY))
+        period = {"period": metadata.span(done.result.start_ms, done.result.end_ms)}
+        extra = period | {name: value for name, value in done.summary.items() if value is not None and name not in SAID}
+        extra["model_version"] = str(extra["model_version"])[:12]
+        metadata.describe(context, [done.outcome], market_data.name, plot=_plot(done.result), extra=extra)
+        yield dg.MaterializeResult(check_results=checks.results([done.outcome], ADVISORY))
 
     @dg.asset(
         key=REPORT_KEY,
@@ -72,7 +74,6 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, warehouse: WarehouseResource, market_data: MarketData
     ) -> dg.MaterializeResult:
         from mlbot_core.backtest.dataset import compute, write_report
-        from mlbot_core.backtest.plots import summary_png
 
         result, model = compute(
             warehouse.open(market_data.clock),
@@ -85,11 +86,21 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
             metadata={
                 "report": dg.MetadataValue.path(str(path)),
                 "verdict": result.verdict.outcome,
-                "plot": dg.MetadataValue.md(markdown_image(summary_png(result), "equity and drawdown")),
+                **_plot(result).shown(),
             }
         )
 
     return [backtest, report]
+
+
+def _plot(result: Any) -> metadata.Plot:
+    from mlbot_core.backtest.plots import summary_png
+
+    daily = result.daily
+    unit, hold = ((1.0 + daily[name].to_numpy()).cumprod() for name in ("unit", "hold"))
+    ends = f"{unit[-1]:.2f} and {hold[-1]:.2f}" if len(unit) else "no days"
+    caption = f"growth of 1, unit exposure (blue) beside buy and hold (grey): {ends}; {result.verdict.outcome}"
+    return metadata.Plot(sparkline([unit, hold], caption), summary_png(result))
 
 
 def _request(context: dg.AssetExecutionContext, market_data: MarketData) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 
 from mlbot_core.config import Settings
 from mlbot_core.market import CATALOGUE
+from mlbot_core.observability.sparkline import sparkline
 from mlbot_core.observability.thumbnails import line_png
 from mlbot_core.warehouse import PartitionOutcome, Warehouse, read_window
 from mlbot_dagster import checks, metadata
@@ -58,8 +59,8 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         extra: dict[str, Any] = {"dagster/column_schema": _schema(market_data.settings)}
         extra |= {key: outcomes[-1].info[key] for key in ("feature_hash", "features", "lookback_bars", "finite_share")}
         plot = _plot(store, outcomes, market_data.settings)
-        shown = metadata.of_outcomes(outcomes, market_data.name, plot=plot, extra=extra)
-        yield dg.MaterializeResult(metadata=shown, check_results=checks.results(outcomes))
+        metadata.describe(context, outcomes, market_data.name, plot=plot, extra=extra)
+        yield dg.MaterializeResult(check_results=checks.results(outcomes))
 
     return [core]
 
@@ -75,7 +76,7 @@ def _schema(settings: Settings) -> dg.TableSchema:
     return metadata.schema([*metadata.TIME_COLUMNS, ("late", "boolean", "known only after its decision"), *columns])
 
 
-def _plot(store: Warehouse, outcomes: list[PartitionOutcome], settings: Settings) -> bytes | None:
+def _plot(store: Warehouse, outcomes: list[PartitionOutcome], settings: Settings) -> metadata.Plot | None:
     from mlbot_core.features import feature_set
     from mlbot_core.features.dataset import table_name
 
@@ -90,4 +91,7 @@ def _plot(store: Warehouse, outcomes: list[PartitionOutcome], settings: Settings
     # one of each family, as far as three lines can be told apart
     families = list({f.family: f.name for f in reversed(chosen.features) if f.normalise == "zscore"}.values())[:3]
     values = {name: np.asarray(rows.column(name).to_numpy(), dtype=np.float64) for name in families}
-    return line_png(np.asarray(rows.column("ts").to_numpy()), values, f"Features of {market}", "z-score")
+    return metadata.Plot(
+        sparkline(list(values.values()), f"{', '.join(values)} of {market}, z-scores"),
+        line_png(np.asarray(rows.column("ts").to_numpy()), values, f"Features of {market}", "z-score"),
+    )

@@ -7,6 +7,7 @@ import dagster as dg
 
 from mlbot_core.clock import parse_utc_ms
 from mlbot_core.config import Settings
+from mlbot_core.observability.sparkline import small_table
 from mlbot_core.observability.thumbnails import bar_png
 from mlbot_dagster import checks, metadata
 from mlbot_dagster.assets import features, targets
@@ -57,6 +58,7 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
             model_type,
             None if config.start is None else parse_utc_ms(config.start),
             None if config.end is None else parse_utc_ms(config.end),
+            market_data.settle_delay_ms,
             market_data.clock.now_ms(),
             market_data.settings.threads,
             context.run_id,
@@ -74,16 +76,20 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         )
         table = trained.result.fold_table
         top = trained.result.importance.head(15)
-        plot = bar_png(list(top["feature"]), list(top["gain_share"]), f"{context.partition_key}: share of gain")
+        gains = list(zip(top["feature"], top["gain_share"], strict=True))
+        plot = metadata.Plot(
+            small_table(("feature", "share of gain"), {str(f): float(g) for f, g in gains[:8]}),
+            bar_png(list(top["feature"]), list(top["gain_share"]), f"{context.partition_key}: share of gain"),
+        )
         extra = {
-            "model version": trained.version,
+            "model version": trained.version[:12],
             "folds": len(trained.split),
             "skipped folds": len(trained.split.skipped),
             "hit rate": trained.result.hits / max(1, trained.result.directional_rows),
             "fold table": dg.MetadataValue.md(_markdown(table)),
         }
-        shown = metadata.of_outcomes([trained.outcome], market_data.name, plot=plot, extra=extra)
-        yield dg.MaterializeResult(metadata=shown, check_results=checks.results([trained.outcome]))
+        metadata.describe(context, [trained.outcome], market_data.name, plot=plot, extra=extra)
+        yield dg.MaterializeResult(check_results=checks.results([trained.outcome]))
 
     return [forecasts]
 

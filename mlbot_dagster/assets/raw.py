@@ -7,6 +7,7 @@ import numpy as np
 
 from mlbot_core.config import Settings
 from mlbot_core.market import CATALOGUE, SeriesSpec
+from mlbot_core.observability.sparkline import sparkline
 from mlbot_core.observability.thumbnails import line_png
 from mlbot_core.timeframe import Market, Timeframe
 from mlbot_core.warehouse import PartitionOutcome, Warehouse, latest
@@ -55,11 +56,12 @@ def _asset(spec: SeriesSpec, settings: Settings) -> dg.AssetsDefinition:
                     market_data.settings.intervals.quality,
                     market_data.settle_delay_ms,
                     context.run_id,
+                    market_data.identity,
                 )
                 outcomes += ingest(store, source, market_data.clock, request)
         plot = _plot(store, spec, outcomes)
-        shown = metadata.of_outcomes(outcomes, market_data.name, plot=plot)
-        yield dg.MaterializeResult(metadata=shown, check_results=checks.results(outcomes))
+        metadata.describe(context, outcomes, market_data.name, plot=plot)
+        yield dg.MaterializeResult(check_results=checks.results(outcomes))
 
     return pull
 
@@ -74,7 +76,7 @@ def _schema(spec: SeriesSpec) -> dg.TableSchema:
     return metadata.schema([*metadata.TIME_COLUMNS, *bitemporal, *values])
 
 
-def _plot(store: Warehouse, spec: SeriesSpec, outcomes: list[PartitionOutcome]) -> bytes | None:
+def _plot(store: Warehouse, spec: SeriesSpec, outcomes: list[PartitionOutcome]) -> metadata.Plot | None:
     filled = [o for o in outcomes if o.rows and o.info["timeframe"]]
     if not filled:
         return None
@@ -93,4 +95,9 @@ def _plot(store: Warehouse, spec: SeriesSpec, outcomes: list[PartitionOutcome]) 
     shown = ["close"] if "close" in spec.column_names else list(spec.column_names[:2])
     values = {name: np.asarray(bars.column(name).to_numpy(), dtype=np.float64) for name in shown}
     unit = next(column.unit for column in spec.columns if column.name == shown[0])
-    return line_png(np.asarray(bars.column("ts").to_numpy()), values, f"{spec.title}, {market.symbol} {stored}", unit)
+    title = f"{spec.title}, {market.symbol} {stored}"
+    caption = f"{title}: {', '.join(shown)} [{unit}]"
+    return metadata.Plot(
+        sparkline(list(values.values()), caption),
+        line_png(np.asarray(bars.column("ts").to_numpy()), values, title, unit),
+    )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from mlbot_core.config import Settings
+from mlbot_core.observability.sparkline import small_table
 from mlbot_core.observability.thumbnails import bar_png
 from mlbot_core.warehouse import PartitionOutcome
 from mlbot_dagster import checks, metadata
@@ -66,13 +67,18 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
             )
             outcomes += materialize_targets(store, request, market_data.settings.models.targets)
         shares = _class_balance(outcomes)
-        plot = bar_png(list(shares), list(shares.values()), "share of labels") if shares else None
+        plot = None
+        if shares:
+            plot = metadata.Plot(
+                small_table(("label", "share"), shares),
+                bar_png(list(shares), list(shares.values()), "share of labels"),
+            )
         extra = {
             "unknown labels": sum(int(o.info["unknown_labels"]) for o in outcomes),
             **{f"share {name}": share for name, share in shares.items()},
         }
-        shown = metadata.of_outcomes(outcomes, market_data.name, plot=plot, extra=extra)
-        yield dg.MaterializeResult(metadata=shown, check_results=checks.results(outcomes))
+        metadata.describe(context, outcomes, market_data.name, plot=plot, extra=extra)
+        yield dg.MaterializeResult(check_results=checks.results(outcomes))
 
     return [labels]
 

@@ -71,11 +71,15 @@ def test_known_exactly_at_the_decision_counts(delay_ms: int, first: int) -> None
     assert int(np.flatnonzero(panel["funding_settled"].notna())[0]) == first
 
 
-def test_a_late_bar_of_the_own_timeframe_is_marked() -> None:
+def test_a_late_bar_of_the_own_timeframe_is_marked_and_missing() -> None:
     price = series_of("price", "1h", {0: (1, 10.0), 1: (5, 11.0), 2: (3, 12.0)})
     panel = build_panel({"price": price}, HOURLY, 0, 3 * HOUR_MS, 1000)
     assert panel["late"].tolist() == [False, True, False]
-    assert panel["close"].tolist() == [10.0, 11.0, 12.0]
+    # rows after it have it in their windows, and some of them were decided before it came: it is missing for ever
+    np.testing.assert_array_equal(panel["close"], [10.0, np.nan, 12.0])
+    happened = build_panel({"price": price}, HOURLY, 0, 3 * HOUR_MS, 1000, keep_late=True)
+    assert happened["close"].tolist() == [10.0, 11.0, 12.0]
+    assert happened["late"].tolist() == [False, True, False]
 
 
 @settings(max_examples=80, deadline=None)
