@@ -27,12 +27,21 @@ def alive() -> Iterator[str]:
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = _take(folder / name)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield name
     finally:
         (folder / name).unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _take(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        # a sweeper may have found the file between the two calls, free, and removed it
+        if os.fstat(fd).st_nlink:
+            return fd
         os.close(fd)
 
 
@@ -53,8 +62,9 @@ def sweep(instance: dg.DagsterInstance) -> list[str]:
             current,
             "The process that executed this run is gone (killed?). Nothing partial was stored; launch it again.",
         )
-        (_folder() / name).unlink(missing_ok=True)
         ended.append(run.run_id)
+    for lock in _folder().glob("*"):
+        _remove_if_free(lock)
     return ended
 
 
@@ -86,6 +96,20 @@ def _lives(lock: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def _remove_if_free(lock: Path) -> None:
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.unlink(missing_ok=True)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def _folder() -> Path:
