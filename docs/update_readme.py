@@ -35,11 +35,22 @@ def table(head: str, found: list[dict[str, Any]]) -> str:
     for row in found:
         period = f"{format_utc(row['start_ms'])[:10]} – {format_utc(row['end_ms'])[:10]}"
         label = row["timeframe"] + (" (vintages)" if row["source"] == "archive-vintages" else "")
-        sharpe = f"{row['sharpe']:.2f} [{row['sharpe_low']:.2f}, {row['sharpe_high']:.2f}]"
         cells = (label, period, f"{row['bars']:,}", row["features"], row["folds"], row["trades"])
-        cells += (f"{row['hit_rate']:.1%}", sharpe, f"{row['max_drawdown']:.1%}", row["verdict"])
+        cells += (percent(row["hit_rate"]), interval(row), percent(row["max_drawdown"]), row["verdict"])
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.1%}"
+
+
+def interval(row: dict[str, Any]) -> str:
+    if row["sharpe"] is None:
+        return "n/a"
+    bounds = (row["sharpe_low"], row["sharpe_high"])
+    known = "too few active days" if None in bounds else f"{bounds[0]:.2f}, {bounds[1]:.2f}"
+    return f"{row['sharpe']:.2f} [{known}]"
 
 
 def replace(text: str, name: str, body: str) -> str:
