@@ -55,14 +55,15 @@ def served() -> Iterator[str]:
 
 def asset_graph(page: Any, url: str) -> bytes:
     """Return the lineage with all groups but the raw series opened."""
-    page.set_viewport_size({"width": 1800, "height": 640})
+    page.set_viewport_size({"width": 1800, "height": 900})
     page.goto(f"{url}/asset-groups?expanded={EXPANDED}")
     page.get_by_text("Hide navigation").click()
-    page.locator("[aria-label=panel_show_right]").click()
     page.reload()  # it fits itself into the room it has only when it is opened
     page.get_by_text("core", exact=True).first.wait_for()
     _settle(page)
-    return bytes(page.screenshot())
+    boxes = [box for node in page.locator("foreignObject").all() if (box := node.bounding_box())]
+    bottom = max(box["y"] + box["height"] for box in boxes) + 30
+    return bytes(page.screenshot(clip={"x": 0, "y": 0, "width": 1800, "height": min(bottom, 900)}))
 
 
 def backtest_page(page: Any, url: str) -> bytes:

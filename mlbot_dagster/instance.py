@@ -8,6 +8,7 @@ schedules live in Postgres; otherwise in SQLite under ``$MLBOT_HOME/dagster``.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -159,6 +160,8 @@ def _create_whole(base: Path) -> None:
     """
     if (base / "history").exists():
         return
+    for left in base.glob(".storage-*"):  # of one that was killed at this
+        shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=base, prefix=".storage-") as aside:
         DagsterSqliteStorage(aside).dispose()
         # "history" last: where it is, all is

@@ -15,7 +15,7 @@ import pytest
 from mlbot_dagster.instance import HomeEventLog, HomeRunStorage
 
 ROOT = Path(__file__).resolve().parents[2]
-THREADS, RUNS, EVENTS = 6, 4, 15
+THREADS, RUNS, EVENTS = 4, 3, 8
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_wiping_lets_go_of_the_files(home):
 def test_two_processes_that_open_a_new_home_together(home):
     code = "import dagster as dg, sys\nwith dg.DagsterInstance.from_config(sys.argv[1]) as i: print(len(i.get_runs()))"
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(home)], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", code, str(home)], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)
     ]
     for process in processes:
         out, _ = process.communicate(timeout=120)
@@ -95,6 +95,7 @@ def test_a_process_killed_while_it_made_the_storage_does_not_matter(home, left):
     with dg.DagsterInstance.from_config(str(home)) as instance:
         write_runs(instance, 0)
         assert instance.run_storage.has_built_index("run_start_end_overwritten")
+    assert list(home.glob(".storage-*")) == []
     con = sqlite3.connect(home / "history" / "runs.db")
     assert con.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     con.close()
