@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_a_process_killed_while_it_made_the_storage_does_not_matter(home, left):
     if left == "half":
         with dg.DagsterInstance.from_config(str(home)):
             pass
-        (home / "history").rename(home / ".storage-dead" / "moved")
+        shutil.rmtree(home / "history")
     with dg.DagsterInstance.from_config(str(home)) as instance:
         write_runs(instance, 0)
         assert instance.run_storage.has_built_index("run_start_end_overwritten")
