@@ -10,16 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mlbot_core.config import Settings, load_settings
-from mlbot_core.config.settings import checkout_root
+from mlbot_core.config import load_settings
+from mlbot_core.config.home import prepare_dagster_home
 
 Emit = Callable[[Mapping[str, Any]], None]
 
@@ -58,27 +56,13 @@ class PlannedRun:
         return out
 
 
-def prepare_home(settings: Settings) -> Path:
-    """Make an absolute DAGSTER_HOME inside our home, with this checkout's ``dagster.yaml``, and set the variable."""
-    home = settings.dagster_home
-    home.mkdir(parents=True, exist_ok=True)
-    wanted = checkout_root() / "dagster.yaml"
-    present = home / "dagster.yaml"
-    if wanted.exists() and (not present.exists() or present.read_bytes() != wanted.read_bytes()):
-        temporary = present.with_suffix(f".{os.getpid()}.tmp")
-        shutil.copyfile(wanted, temporary)
-        temporary.replace(present)
-    os.environ["DAGSTER_HOME"] = str(home)
-    return home
-
-
 def execute(runs: list[PlannedRun], emit: Emit) -> bool:
     """Execute the runs one after another; return whether all succeeded.
 
     A failed run does not stop the others: markets do not depend on one another.
     """
     settings = load_settings()
-    prepare_home(settings)
+    os.environ["DAGSTER_HOME"] = str(prepare_dagster_home(settings))
     import dagster as dg
 
     from mlbot_dagster import orphans

@@ -24,6 +24,7 @@ from mlbot_core.cli.launcher import child_environment
 from mlbot_core.cli.status import running
 from mlbot_core.clock import clock_from_env
 from mlbot_core.config import Settings
+from mlbot_core.config.home import prepare_dagster_home
 from mlbot_core.config.settings import checkout_root
 from mlbot_core.errors import MlbotError, UsageError
 
@@ -78,21 +79,10 @@ def _environment(settings: Settings, emulator_url: str | None) -> dict[str, str]
     environment = child_environment(settings)
     environment["MLBOT_CONFIG_DIR"] = str(settings.config_dir)
     environment["MLBOT_ARCHIVE_DIR"] = str(settings.archive_dir)
-    environment["DAGSTER_HOME"] = _dagster_home(settings)
+    environment["DAGSTER_HOME"] = str(prepare_dagster_home(settings))
     if emulator_url:
         environment["MLBOT_EMULATOR_URL"] = emulator_url
     return environment
-
-
-def _dagster_home(settings: Settings) -> str:
-    """Make Dagster's home as the launching process does, and return it."""
-    home = settings.dagster_home
-    home.mkdir(parents=True, exist_ok=True)
-    wanted = (checkout_root() / "dagster.yaml").read_bytes()
-    present = home / "dagster.yaml"
-    if not present.exists() or present.read_bytes() != wanted:
-        present.write_bytes(wanted)
-    return str(home)
 
 
 @contextmanager

@@ -18,17 +18,15 @@ from mlbot_core.features.panel import SettledSeries, build_panel
 from mlbot_core.features.registry import FeatureSet, feature_set
 from mlbot_core.features.truncation import TruncationResult, known_at_check, truncation_check
 from mlbot_core.provenance import code_version
-from mlbot_core.timeframe import DAY_MS, Market, Month
+from mlbot_core.timeframe import Market, Month
 from mlbot_core.warehouse import PartitionKey, PartitionOutcome, Verdict, Warehouse, data_version, record_partition
 from mlbot_core.warehouse.ingest import partition_name
-from mlbot_core.warehouse.inputs import MarketInputs, Window, contiguous, fingerprint, read_inputs
+from mlbot_core.warehouse.inputs import COARSE_MARGIN_MS, MarketInputs, Window, contiguous, fingerprint, read_inputs
 from mlbot_core.warehouse.windows import replace_window
 
 CODE_ROOMS = ("features",)
 FEATURE_CHECKS = ("duplicates", "freshness", "lookahead")
 _CUTS_PER_MONTH = 2
-# an as-of join needs the bar before the window, which for daily series is up to two days back
-_COARSE_MARGIN_MS = 3 * DAY_MS
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,7 @@ def _known_at(
     ts: np.ndarray, chosen: np.ndarray, series: Mapping[str, SettledSeries], request: DatasetRequest
 ) -> TruncationResult:
     start, end = int(ts[0]), int(ts[-1]) + request.market.timeframe.ms
-    pieces = {name: _between(one, start - _COARSE_MARGIN_MS, end) for name, one in series.items()}
+    pieces = {name: _between(one, start - COARSE_MARGIN_MS, end) for name, one in series.items()}
 
     def build(some: Mapping[str, SettledSeries]) -> pd.DataFrame:
         return build_panel(some, request.market, start, end, request.settle_delay_ms).drop(columns="late")
@@ -248,9 +246,3 @@ def _arrow(rows: pd.DataFrame, features: FeatureSet) -> pa.Table:
 def _finite_share(rows: pd.DataFrame, features: FeatureSet) -> float:
     values = rows[list(features.names)].to_numpy(dtype=np.float64)
     return float(np.isfinite(values).mean()) if values.size else 0.0
-
-
-def feature_columns(names: Sequence[str]) -> list[str]:
-    """Return the feature columns among the columns of a stored feature table."""
-    skip = {"ts", "late", "feature_hash", "source", "symbol", "timeframe"}
-    return [name for name in names if name not in skip]

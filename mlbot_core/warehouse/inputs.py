@@ -18,7 +18,7 @@ from mlbot_core.warehouse.partitions import made_partitions, require
 from mlbot_core.warehouse.store import Warehouse
 
 # an as-of join needs the bar before the window, which for daily series is up to two days back
-_COARSE_MARGIN_MS = 3 * DAY_MS
+COARSE_MARGIN_MS = 3 * DAY_MS
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_inputs(warehouse: Warehouse, window: Window, *, known_by_ms: int) -> Ma
                 source=window.source,
                 symbol=window.market.symbol,
                 timeframe=timeframe,
-                start_ms=window.start_ms - (_COARSE_MARGIN_MS if timeframe != window.market.timeframe else 0),
+                start_ms=window.start_ms - (COARSE_MARGIN_MS if timeframe != window.market.timeframe else 0),
                 end_ms=window.end_ms,
                 settle_delay_ms=window.settle_delay_ms,
                 known_by_ms=known_by_ms,
