@@ -56,30 +56,6 @@ def step(
     """
     flags = seen.flags | (DATA_STALE if forecast.age_ms > limits.max_forecast_age_ms else 0)
     seen = Observation(seen.ts, seen.bar_ts, seen.mark, seen.nav, seen.position, seen.flow, flags, seen.stopped)
-    after = risk_check(state, seen, limits)
-    level = level_of(after.causes)
-    entered = after.causes & ~state.causes
-    cleared = state.causes & ~after.causes
-    known = math.isfinite(seen.nav) and math.isfinite(seen.mark) and seen.mark > 0.0 and seen.nav > 0.0
-    if not known or seen.bar_ts <= state.decided_bar:
-        # nothing can be sized, or it was: a level that flattens still says so
-        flat = level >= FLAT_TODAY and seen.position != 0.0
-        target = 0.0 if level >= FLAT_TODAY else state.target
-        after = RiskState(
-            after.ts,
-            after.day,
-            after.day_start_nav,
-            after.peak_nav,
-            after.last_nav,
-            after.causes,
-            0 if level >= FLAT_TODAY else state.side,
-            target,
-            after.stopped_side,
-            max(state.decided_bar, seen.bar_ts) if known else state.decided_bar,
-        )
-        return after, Decision(target, FLATTEN if flat else HOLD, level, entered, cleared)
-
-    held = seen.position * seen.mark / seen.nav
     stopped_side = state.side if seen.stopped != 0 and state.side != 0 else state.stopped_side
     side = next_side(
         0 if seen.stopped != 0 else state.side, forecast.p_down, forecast.p_up, forecast.width, cost_round_trip
@@ -90,37 +66,79 @@ def step(
             side = 0
         else:
             stopped_side = 0
-    if level >= FLAT_TODAY:
-        side = 0
     multiplier = min(max(forecast.multiplier, 0.0), 1.0) if math.isfinite(forecast.multiplier) else 0.0
-    wanted = side * limits.max_position * multiplier
-    target = allowed_target(level, wanted, held, limits)
+    return _bounded(state, seen, side, side * limits.max_position * multiplier, stopped_side, limits)
 
+
+@njit(cache=True)
+def follow(state: RiskState, seen: Observation, wanted: float, limits: Limits) -> tuple[RiskState, Decision]:
+    """Return the next state and what to hold when somebody else names the target: buy and hold, a stream of targets.
+
+    Parameters
+    ----------
+    wanted
+        Signed fraction of NAV; NaN for no wish, the former one stands.
+    """
+    capped = min(max(wanted, -limits.max_position), limits.max_position)
+    goal = capped if math.isfinite(wanted) else state.target
+    side = 1 if goal > 0.0 else (-1 if goal < 0.0 else 0)
+    return _bounded(state, seen, side, goal, 0, limits)
+
+
+@njit(cache=True)
+def _bounded(
+    state: RiskState, seen: Observation, side: int, wanted: float, stopped_side: int, limits: Limits
+) -> tuple[RiskState, Decision]:
+    """Mark the account, bound what is wanted by what the level allows, and say whether that takes an order."""
+    after = risk_check(state, seen, limits)
+    level = level_of(after.causes)
+    entered = after.causes & ~state.causes
+    cleared = state.causes & ~after.causes
+    known = math.isfinite(seen.nav) and math.isfinite(seen.mark) and seen.mark > 0.0 and seen.nav > 0.0
     action = HOLD
+    if level >= FLAT_TODAY and seen.position != 0.0:
+        action = FLATTEN
+    if not known or seen.bar_ts <= state.decided_bar:
+        # nothing can be sized, or it was already; a level that flattens says so all the same
+        flat = level >= FLAT_TODAY
+        kept = 0.0 if flat else state.target
+        decided = max(state.decided_bar, seen.bar_ts) if known else state.decided_bar
+        stopped = seen.stopped != 0 and state.side != 0
+        barred = state.side if stopped else state.stopped_side
+        after = _with_decision(after, 0 if flat or stopped else state.side, kept, barred, decided)
+        return after, Decision(kept, action, level, entered, cleared)
+
+    held = seen.position * seen.mark / seen.nav
+    target = allowed_target(level, wanted, held, limits)
     kept = target
-    if level >= FLAT_TODAY:
-        action = FLATTEN if seen.position != 0.0 else HOLD
-    elif wanted == state.target and held * wanted >= 0.0 and (wanted != 0.0) == (seen.position != 0.0):
-        # unchanged: the position drifts with price and NAV between the bounds of trim and rebalancing
-        target = wanted
-        kept = wanted
-        if abs(held) > limits.trim_above:
-            target = math.copysign(limits.max_position, held)
-            action = TRIM
-        elif abs(held - wanted) > limits.rebalance_band and (level == NORMAL or abs(held) > abs(wanted)):
-            action = REBALANCE
-    elif target != 0.0 or seen.position != 0.0:
-        action = TARGET
-    after = RiskState(
-        after.ts,
-        after.day,
-        after.day_start_nav,
-        after.peak_nav,
-        after.last_nav,
-        after.causes,
-        side,
-        kept,
-        stopped_side,
-        seen.bar_ts,
-    )
+    if level < FLAT_TODAY:
+        same = wanted == state.target and held * wanted >= 0.0 and (wanted != 0.0) == (seen.position != 0.0)
+        if same:
+            # the position drifts with price and NAV between the bounds of trimming and rebalancing
+            target = wanted
+            kept = wanted
+            if abs(held) > limits.trim_above:
+                target = math.copysign(limits.max_position, held)
+                action = TRIM
+            elif abs(held - wanted) > limits.rebalance_band and (level == NORMAL or abs(held) > abs(wanted)):
+                action = REBALANCE
+        elif target != 0.0 or seen.position != 0.0:
+            action = TARGET
+    after = _with_decision(after, side if level < FLAT_TODAY else 0, kept, stopped_side, seen.bar_ts)
     return after, Decision(target, action, level, entered, cleared)
+
+
+@njit(cache=True)
+def _with_decision(state: RiskState, side: int, target: float, stopped_side: int, decided_bar: int) -> RiskState:
+    return RiskState(
+        state.ts,
+        state.day,
+        state.day_start_nav,
+        state.peak_nav,
+        state.last_nav,
+        state.causes,
+        side,
+        target,
+        stopped_side,
+        decided_bar,
+    )

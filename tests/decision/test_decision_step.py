@@ -33,7 +33,7 @@ from mlbot_core.decision.state import (
     state_from_json,
     state_to_json,
 )
-from mlbot_core.decision.step import step
+from mlbot_core.decision.step import follow, step
 from mlbot_core.timeframe import DAY_MS, HOUR_MS, MINUTE_MS
 
 BAR = 2 * HOUR_MS
@@ -172,6 +172,25 @@ def test_without_a_nav_nothing_is_sized_and_the_bar_may_still_be_decided() -> No
     blind, decision, action = decide(state, seen(1, 0.02, nav=math.nan), DOWN)
     assert (action, decision.level) == ("hold", REDUCE_ONLY)
     assert decide(blind, seen(1, 0.02), DOWN)[2] == "target"
+
+
+def test_a_stop_that_was_seen_without_a_nav_is_not_forgotten() -> None:
+    state, _, _ = decide(initial_state(), seen(0), UP)
+    state, _, _ = decide(state, seen(1, 0.0, nav=math.nan, stopped=1), UP)
+    assert decide(state, seen(2), UP)[1].target == 0.0
+
+
+def test_follow_takes_a_named_target_under_the_same_limits() -> None:
+    state, decision = follow(initial_state(), seen(0), 1.0, LIMITS)
+    assert (decision.target, ACTIONS[decision.action]) == (0.10, "target")
+    _, decision = follow(state, seen(1, 0.02), 1.0, LIMITS)
+    assert ACTIONS[decision.action] == "hold"
+    off = math.inf
+    unit = LIMITS._replace(max_position=1.0, trim_above=off, daily_loss=off, max_drawdown=off, rebalance_band=off)
+    state, decision = follow(initial_state(), seen(0), 1.0, unit)
+    assert decision.target == 1.0
+    state, decision = follow(state, seen(1, 0.2, nav=5_000.0), math.nan, unit)
+    assert (decision.target, ACTIONS[decision.action], decision.level) == (1.0, "hold", NORMAL)
 
 
 class Account(RuleBasedStateMachine):
