@@ -20,6 +20,7 @@ from mlbot_core.backtest.simulator import BANKRUPT, REASONS, Simulation
 from mlbot_core.errors import MlbotError
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 AGREEMENT: Final = 1e-9
 
@@ -68,13 +69,15 @@ def vectorbt_view(simulation: Simulation, close: FloatArray) -> VectorbtView:
     fills = simulation.fills
     fills = fills[(fills["reason"] != REASONS[BANKRUPT]) & (fills["bar"] < n)]
     portfolio, credit = _portfolio(simulation, np.asarray(close[:n], dtype=np.float64), fills)
-    equity = np.asarray(portfolio.value(), dtype=np.float64) - credit
+    bar = _rows(fills, n)[1]
+    # a bar's equity is that of its last row
+    equity = np.asarray(portfolio.value(), dtype=np.float64)[np.append(bar[1:] != bar[:-1], True)] - credit
     # Before the first known price there is no position and vectorbt's value is undefined.
     equity = np.where(np.isnan(equity), simulation.params.initial_nav, equity)
     ours = simulation.nav[:n]
     scale = np.maximum(np.abs(ours), simulation.params.initial_nav)
     disagreement = float(np.max(np.abs(equity_with_funding(equity, simulation) - ours) / scale))
-    return VectorbtView(equity, disagreement, _trade_statistics(portfolio))
+    return VectorbtView(equity, disagreement, _trade_statistics(portfolio, bar))
 
 
 def equity_with_funding(equity: FloatArray, simulation: Simulation) -> FloatArray:
@@ -103,10 +106,9 @@ def require_agreement(view: VectorbtView) -> None:
 def _portfolio(simulation: Simulation, close: FloatArray, fills: pd.DataFrame) -> tuple[Any, float]:
     import vectorbt as vbt
 
-    n = len(close)
-    size = np.full(n, np.nan)
-    price = np.full(n, np.nan)
-    rows = fills["bar"].to_numpy()
+    rows, bar, within = _rows(fills, len(close))
+    size = np.full(len(bar), np.nan)
+    price = np.full(len(bar), np.nan)
     signed = fills["side"].to_numpy() * fills["btc"].to_numpy()
     size[rows] = signed
     price[rows] = fills["price"].to_numpy()
@@ -114,9 +116,10 @@ def _portfolio(simulation: Simulation, close: FloatArray, fills: pd.DataFrame) -
     start = simulation.params.initial_nav
     lowest = start + float(np.min(np.cumsum(flow), initial=0.0))
     credit = 0.0 if lowest > 1e-3 * start else start - lowest
-    index = pd.DatetimeIndex(pd.to_datetime(simulation.ts[:n], unit="ms", utc=True))
+    # further fills of a bar have rows of their own, a millisecond apart
+    index = pd.DatetimeIndex(pd.to_datetime(simulation.ts[bar] + within, unit="ms", utc=True))
     portfolio = vbt.Portfolio.from_orders(
-        pd.Series(close, index=index, name="BTC"),
+        pd.Series(close[bar], index=index, name="coin"),
         size=size,
         size_type="amount",
         direction="both",
@@ -134,7 +137,23 @@ def _portfolio(simulation: Simulation, close: FloatArray, fills: pd.DataFrame) -
     return portfolio, credit
 
 
-def _trade_statistics(portfolio: Any) -> dict[str, float]:
+def _rows(fills: pd.DataFrame, n: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Return the row of each fill, and of each row its bar and its place in it.
+
+    vectorbt takes one order a row: a bar has one row, and one more for every further fill.
+    """
+    of_fill = fills["bar"].to_numpy(dtype=np.int64)
+    counts = np.maximum(np.bincount(of_fill, minlength=n), 1)
+    first: IntArray = np.cumsum(counts) - counts
+    bar: IntArray = np.repeat(np.arange(n), counts)
+    return (
+        first[of_fill] + np.arange(len(of_fill)) - np.searchsorted(of_fill, of_fill),
+        bar,
+        np.arange(len(bar)) - first[bar],
+    )
+
+
+def _trade_statistics(portfolio: Any, bar: IntArray) -> dict[str, float]:
     closed = portfolio.positions.closed
     count = int(closed.count())
     if count == 0:
@@ -147,7 +166,7 @@ def _trade_statistics(portfolio: Any) -> dict[str, float]:
         "expectancy_usd": float(closed.expectancy()),
         "best_usd": float(pnl.max()),
         "worst_usd": float(pnl.min()),
-        "mean_bars": float(np.mean(np.asarray(closed.duration.values, dtype=np.float64))),
+        "mean_bars": float(np.mean(bar[closed.values["exit_idx"]] - bar[closed.values["entry_idx"]])),
     }
 
 

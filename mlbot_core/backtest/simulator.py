@@ -1,49 +1,51 @@
-"""What a stream of target positions would have earned: one compiled loop over bars, after costs and funding.
+"""What a stream of forecasts or targets would have earned: an account simulated bar by bar, after costs and funding.
 
-Time inside one bar
--------------------
-* A target is decided from the forecast of bar ``i`` at its close plus ``delay_ms`` (settle delay and latency). The
-  order is sized in BTC with the NAV at that close, and filled in the next present bar at
-  ``open + (close - open) * delay / timeframe``: the expected price, at the moment of decision, of a Brownian bridge
-  between the open and the close. So nothing is filled before it was decided; slippage worsens the price.
-* A settlement at ``s`` belongs to the bar with ``open < s <= close``; whoever holds the position at that instant pays.
-  The price is that of the bridge at ``s`` (the close itself when ``s`` is the close); where no bar was recorded, the
-  last close before. Last stands in for mark, because no mark price is recorded. NAV at a close includes a settlement
-  at that very instant, so the decision after it knows of it.
+The loop is :func:`mlbot_core.backtest.engine.run`; its description says what happens when inside a bar. It calls the
+same decision function as paper and live trading.
+
+* A decision is made at the bar's close plus the settle delay, and its order is filled ``delay_ms`` after the close in
+  the next recorded bar, so nothing is filled before it was decided; slippage and ticks worsen the price.
+* A settlement at ``s`` belongs to the bar with ``open < s <= close``; whoever holds the position at that instant pays,
+  on the bridge price (at the close, on the mark).
 * A bar with NaN open or close, or absent altogether, is missing: nothing is decided or filled in it, the position is
-  carried at its last close, funding is still paid, and an order waits for the next present bar.
-* When NAV at the adverse extreme of a bar is zero or less the account is bankrupt: the exchange takes the position over
-  at the price where NAV is zero, and nothing happens afterwards.
+  carried at its last close, funding is still paid, and an order waits for the next recorded bar.
+* When equity at the mark falls to the maintenance margin, the exchange takes the position over and nothing of the
+  account is left; without maintenance tiers that happens where NAV is zero. Nothing happens afterwards.
 
-Accounting: ``nav_end = nav_0 + gross - fees - slippage - funding``, where gross is earned at bridge prices.
+Accounting: ``nav_end = nav_0 + gross - fees - slippage - funding + flows``, where gross is earned at prices before
+slippage.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from numba import njit
 
+from mlbot_core.backtest import engine
+from mlbot_core.backtest.orders import R_LIQUIDATED, REASONS, Rules
 from mlbot_core.clock import format_utc
+from mlbot_core.decision.state import Limits, RiskState, cause_names, initial_state
 from mlbot_core.errors import UsageError
+from mlbot_core.timeframe import MINUTE_MS
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-TARGET_CHANGED: Final = 1
-DRIFT: Final = 2
-TRIM: Final = 3
-BANKRUPT: Final = 4
-REASONS: Final = {TARGET_CHANGED: "target", DRIFT: "drift", TRIM: "trim", BANKRUPT: "bankrupt"}
+BANKRUPT: Final = R_LIQUIDATED
+DAY_GRACE_MS: Final = 5 * MINUTE_MS
+_NO_AGE: Final = 2**62
+
+__all__ = ["BANKRUPT", "REASONS", "Forecasts", "Simulation", "SimulationParams", "simulate"]
 
 
 @dataclass(frozen=True)
 class SimulationParams:
-    """Costs, delays and limits of one simulation.
+    """Costs, delays, limits and the exchange's rules of one simulation; what is left out does not apply.
 
     Parameters
     ----------
@@ -62,6 +64,24 @@ class SimulationParams:
     rebalance_band
         Trade an unchanged target when |actual - target| fraction of NAV exceeds this; infinite (the default) for
         never: the position then drifts with price and NAV until the target changes or the cap trims it.
+    daily_loss, max_drawdown
+        Limits of the risk machine, fractions of NAV; infinite for none.
+    settle_ms
+        From a bar's close to its decision.
+    cost_round_trip
+        What the no-trade band takes entering and leaving to cost, fraction of the traded value.
+    max_forecast_age_ms
+        Older forecasts reduce only.
+    impact
+        Additional slippage of an order as large as the bar's volume; it grows with the square root of the share.
+    participation
+        Largest share of a bar's volume that one order takes in that bar.
+    lot, tick, min_notional
+        Steps of quantity (coins) and price (USD), and the smallest order value (USD).
+    stop_distance
+        Protective stop, fraction of the average entry price; infinite for none.
+    maintenance
+        Tiers of the maintenance margin: (largest position value in USD, rate, deduction in USD), ascending.
 
     Raises
     ------
@@ -74,29 +94,132 @@ class SimulationParams:
     fee: float
     slippage: float
     initial_nav: float = 10_000.0
-    cap: float = float("inf")
+    cap: float = math.inf
     trim_ratio: float = 1.05
-    rebalance_band: float = float("inf")
+    rebalance_band: float = math.inf
+    daily_loss: float = math.inf
+    max_drawdown: float = math.inf
+    settle_ms: int = 0
+    cost_round_trip: float = 0.0
+    max_forecast_age_ms: int = _NO_AGE
+    impact: float = 0.0
+    participation: float = math.inf
+    lot: float = 0.0
+    tick: float = 0.0
+    min_notional: float = 0.0
+    stop_distance: float = math.inf
+    maintenance: tuple[tuple[float, float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.timeframe_ms <= 0:
             raise UsageError(f"timeframe_ms is {self.timeframe_ms}; a bar must have a positive length")
-        if not 0 <= self.delay_ms <= self.timeframe_ms:
+        if not 0 <= self.delay_ms <= self.timeframe_ms or not 0 <= self.settle_ms <= self.timeframe_ms:
             raise UsageError(
-                f"a decision delay of {self.delay_ms} ms does not fit into a bar of {self.timeframe_ms} ms; "
-                "lower settle_delay_s in config/intervals.yaml"
+                f"a decision delay of {max(self.delay_ms, self.settle_ms)} ms does not fit into a bar of "
+                f"{self.timeframe_ms} ms; lower settle_delay_s in config/intervals.yaml"
             )
-        for name, low, high in (("fee", 0.0, 1.0), ("slippage", 0.0, 1.0)):
+        for name in ("fee", "slippage"):
             value = getattr(self, name)
-            if not low <= value < high:
+            if not 0.0 <= value < 1.0:
                 raise UsageError(f"{name} is {value}; it is a fraction per side in [0, 1)")
-        if not (0 < self.initial_nav < float("inf")):
+        if not (0 < self.initial_nav < math.inf):
             raise UsageError(f"initial_nav is {self.initial_nav}; it must be a positive amount of USD")
         if not self.cap > 0 or not self.trim_ratio >= 1 or not self.rebalance_band >= 0:
             raise UsageError(
                 f"cap {self.cap} must be positive, trim_ratio {self.trim_ratio} at least 1 and "
                 f"rebalance_band {self.rebalance_band} not negative"
             )
+        for name in ("daily_loss", "max_drawdown", "participation", "stop_distance"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be positive, infinite for no limit")
+        for name in ("cost_round_trip", "impact", "lot", "tick", "min_notional"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be zero or positive")
+        largest = [tier[0] for tier in self.maintenance]
+        if largest != sorted(set(largest)) or any(not 0 <= rate < 1 or off < 0 for _, rate, off in self.maintenance):
+            raise UsageError(
+                f"maintenance tiers {self.maintenance} must ascend by value, with rates in [0, 1) and deductions >= 0"
+            )
+
+    def limits(self) -> Limits:
+        """Return the bounds for the decision function."""
+        return Limits(
+            self.cap,
+            self.trim_ratio * self.cap,
+            self.daily_loss,
+            self.max_drawdown,
+            self.max_forecast_age_ms,
+            self.rebalance_band,
+            DAY_GRACE_MS,
+        )
+
+    def rules(self) -> Rules:
+        """Return the exchange's side for the loop."""
+        return Rules(
+            self.timeframe_ms,
+            self.delay_ms,
+            self.settle_ms,
+            self.fee,
+            self.slippage,
+            self.impact,
+            self.participation,
+            self.lot,
+            self.tick,
+            self.min_notional,
+            self.stop_distance,
+            self.cost_round_trip,
+        )
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """What the decision function reads of each bar.
+
+    Parameters
+    ----------
+    p_down, p_up
+        float64[n], probabilities; NaN = no forecast.
+    width
+        float64[n], distance of the barriers, log return.
+    multiplier
+        float64[n], share of the cap to use; ones by default.
+    age_ms
+        float64[n], age of each forecast at its decision; zeros by default.
+    """
+
+    p_down: npt.ArrayLike
+    p_up: npt.ArrayLike
+    width: npt.ArrayLike
+    multiplier: npt.ArrayLike | None = None
+    age_ms: npt.ArrayLike | None = None
+
+    def matrix(self, n: int) -> FloatArray:
+        """Return float64[5, n] as the loop reads it.
+
+        Raises
+        ------
+        UsageError
+            If a column has another length, a probability lies outside [0, 1] or a width is negative.
+        """
+        columns = {
+            "p_down": self.p_down,
+            "p_up": self.p_up,
+            "width": self.width,
+            "multiplier": np.ones(n) if self.multiplier is None else self.multiplier,
+            "age_ms": np.zeros(n) if self.age_ms is None else self.age_ms,
+        }
+        out = np.empty((len(columns), n))
+        for row, (name, values) in enumerate(columns.items()):
+            data = np.asarray(values, dtype=np.float64)
+            if data.shape != (n,):
+                raise UsageError(f"forecasts have {data.shape} values of {name} for {n} bars")
+            high = 1.0 if name.startswith("p_") else math.inf
+            bad = (data < 0.0) | (data > high)
+            if bad.any():
+                at = int(np.argmax(bad))
+                raise UsageError(f"{name}[{at}] is {data[at]}; it must lie in [0, {high:g}]")
+            out[row] = data
+        return out
 
 
 @dataclass(frozen=True)
@@ -116,13 +239,20 @@ class Simulation:
     fills
         One row a fill: ``ts`` (when, UTC ms), ``bar`` (row of the bar), ``side`` (+1, -1), ``btc``, ``price`` (USD,
         slippage included), ``mid`` (USD, before slippage), ``fee``, ``slippage`` (USD), ``reason`` (target, drift,
-        trim, bankrupt), ``nav`` (USD, at the decision; 0 for bankrupt), ``position`` (BTC, signed, after the fill).
+        trim, stop, risk, bankrupt), ``nav`` (USD, at the decision or when the level was hit; 0 for bankrupt),
+        ``position`` (BTC, signed, after the fill).
     payments
         One row a settlement with a position: ``ts``, ``btc``, ``price``, ``rate``, ``payment`` (USD, positive = paid).
     bankrupt_bar
         Row of the bar in which NAV was used up; None if it never was.
     params
         The parameters of the run.
+    level
+        int64[n], risk level after each bar's decision, a number of :data:`mlbot_core.decision.state.LEVELS`.
+    risk_events
+        One row a change of causes: ``ts``, ``bar``, ``entered``, ``cleared`` (names, joined by commas).
+    final_state
+        The risk state at the end.
     """
 
     ts: IntArray
@@ -137,6 +267,9 @@ class Simulation:
     payments: pd.DataFrame
     bankrupt_bar: int | None
     params: SimulationParams
+    level: IntArray
+    risk_events: pd.DataFrame
+    final_state: RiskState
 
     @property
     def bankrupt(self) -> bool:
@@ -144,165 +277,23 @@ class Simulation:
         return self.bankrupt_bar is not None
 
 
-@njit(cache=True)
-def _bridge(open_: float, close: float, elapsed: int, length: int) -> float:
-    """Return the expected price ``elapsed`` into a bar of which open and close are known."""
-    if elapsed == length:
-        return close
-    return open_ + (close - open_) * (elapsed / length)
-
-
-@njit(cache=True)
-def _loop(
-    ts: IntArray,
-    open_: FloatArray,
-    high: FloatArray,
-    low: FloatArray,
-    close: FloatArray,
-    target: FloatArray,
-    length: int,
-    delay: int,
-    fee: float,
-    slip: float,
-    event_ts: IntArray,
-    event_rate: FloatArray,
-    nav0: float,
-    cap: float,
-    trim_ratio: float,
-    band: float,
-) -> Any:
-    n = len(ts)
-    m = len(event_ts)
-    bars = np.zeros((7, n))  # nav, nav_low, position, gross, fees, slippage, funding
-    fills = np.zeros((n + 1, 10))  # bar, side, btc, price, mid, fee, slippage, reason, nav at decision, position after
-    fill_ts = np.zeros(n + 1, np.int64)
-    payments = np.zeros((m, 4))  # btc, price, rate, payment
-    payment_ts = np.zeros(m, np.int64)
-    n_fills = 0
-    n_payments = 0
-    bankrupt_bar = -1
-
-    cash = nav0
-    held = 0.0
-    mark = np.nan  # last known close
-    pending = 0
-    goal = 0.0
-    decided_nav = nav0
-    acted_target = 0.0
-    event = 0
-    for i in range(n):
-        opened = ts[i]
-        closed = opened + length
-        if bankrupt_bar >= 0:
-            bars[0, i] = cash
-            bars[1, i] = cash
-            continue
-        present = not (np.isnan(open_[i]) or np.isnan(close[i]))
-        reference = mark
-        fill_at = opened + delay
-        filled = False
-        while True:
-            before_fill = event < m and event_ts[event] <= fill_at
-            if not filled and not before_fill:
-                filled = True
-                if present and pending != 0:
-                    mid = _bridge(open_[i], close[i], delay, length)
-                    amount = goal - held
-                    side = 1.0 if amount > 0 else -1.0
-                    price = mid * (1.0 + side * slip)
-                    paid = abs(amount) * price * fee
-                    lost = abs(amount) * mid * slip
-                    if held != 0.0:
-                        bars[3, i] += held * (mid - reference)
-                    reference = mid
-                    cash -= amount * price + paid
-                    held = goal
-                    bars[4, i] += paid
-                    bars[5, i] += lost
-                    fill_ts[n_fills] = fill_at
-                    fills[n_fills] = np.array(
-                        [float(i), side, abs(amount), price, mid, paid, lost, float(pending), decided_nav, goal]
-                    )
-                    n_fills += 1
-                    pending = 0
-            if event >= m or event_ts[event] > closed:
-                break
-            if held != 0.0:
-                inside = present and event_ts[event] > opened
-                at = _bridge(open_[i], close[i], event_ts[event] - opened, length) if inside else mark
-                payment = held * at * event_rate[event]
-                cash -= payment
-                bars[6, i] += payment
-                payment_ts[n_payments] = event_ts[event]
-                payments[n_payments] = np.array([held, at, event_rate[event], payment])
-                n_payments += 1
-            event += 1
-
-        if present:
-            mark = close[i]
-            if held != 0.0:
-                bars[3, i] += held * (close[i] - reference)
-        nav = cash + held * mark if held != 0.0 else cash
-        worst = nav
-        if present and held != 0.0:
-            adverse = min(open_[i], close[i]) if held > 0 else max(open_[i], close[i])
-            if held > 0 and low[i] < adverse:
-                adverse = low[i]
-            if held < 0 and high[i] > adverse:
-                adverse = high[i]
-            worst = cash + held * adverse
-        if worst <= 0.0 or nav <= 0.0:
-            bankrupt_bar = i
-            pending = 0
-            if held != 0.0:
-                at = -cash / held
-                bars[3, i] += held * (at - mark)
-                fill_ts[n_fills] = closed
-                fills[n_fills] = np.array(
-                    [float(i), -1.0 if held > 0 else 1.0, abs(held), at, at, 0.0, 0.0, float(BANKRUPT), 0.0, 0.0]
-                )
-                n_fills += 1
-                cash = 0.0
-                held = 0.0
-            nav = cash
-            worst = cash
-        bars[0, i] = nav
-        bars[1, i] = min(nav, worst)
-        bars[2, i] = held
-        if not present or bankrupt_bar >= 0:
-            continue
-
-        fraction = held * close[i] / nav
-        wanted = target[i]
-        if not np.isnan(wanted) and wanted != acted_target:
-            pending = TARGET_CHANGED
-            goal = wanted * nav / close[i]
-            acted_target = wanted
-        elif not np.isnan(wanted) and abs(fraction - wanted) > band:
-            pending = DRIFT
-            goal = wanted * nav / close[i]
-        elif abs(fraction) > trim_ratio * cap:
-            pending = TRIM
-            goal = np.sign(held) * cap * nav / close[i]
-        if pending != 0:
-            decided_nav = nav
-            if goal == held:
-                pending = 0
-    return bars, fill_ts[:n_fills], fills[:n_fills], payment_ts[:n_payments], payments[:n_payments], bankrupt_bar
-
-
 def simulate(
-    ts: IntArray,
-    open_: FloatArray,
-    high: FloatArray,
-    low: FloatArray,
-    close: FloatArray,
-    target: FloatArray,
+    ts: npt.ArrayLike,
+    open_: npt.ArrayLike,
+    high: npt.ArrayLike,
+    low: npt.ArrayLike,
+    close: npt.ArrayLike,
+    decided: npt.ArrayLike | Forecasts,
     params: SimulationParams,
-    funding_ts: IntArray | None = None,
-    funding_rate: FloatArray | None = None,
+    funding_ts: npt.ArrayLike | None = None,
+    funding_rate: npt.ArrayLike | None = None,
+    *,
+    volume: npt.ArrayLike | None = None,
+    mark: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike] | None = None,
+    flags: npt.ArrayLike | None = None,
+    flows: npt.ArrayLike | None = None,
 ) -> Simulation:
-    """Trade a stream of target positions over bars.
+    """Trade forecasts, or a stream of target positions, over bars.
 
     Parameters
     ----------
@@ -310,13 +301,21 @@ def simulate(
         int64[n], open times, UTC ms, strictly ascending; bars may be absent.
     open_, high, low, close
         float64[n], USD; NaN = missing.
-    target
-        float64[n], signed fraction of NAV decided from the forecast of that bar; NaN = no decision, the former
-        target stands.
+    decided
+        Forecasts for the decision function, or float64[n] signed fractions of NAV that are wanted after each bar; NaN
+        = no wish, the former target stands.
     params
         Costs, delays and limits.
     funding_ts, funding_rate
         Settlements: UTC ms, strictly ascending, and the fraction of position value that longs pay to shorts.
+    volume
+        float64[n], coins traded in each bar; NaN or absent = unknown: no impact, no bound on participation.
+    mark
+        Open, high, low, close of the mark price; the last price by default and where it is NaN.
+    flags
+        int64[n], causes that others found at each decision (:mod:`mlbot_core.decision.state`).
+    flows
+        float64[n], deposits less withdrawals at each bar's open, USD.
 
     Raises
     ------
@@ -324,38 +323,62 @@ def simulate(
         If lengths differ, times are not ascending, a price is not positive or a target is infinite or above the cap.
     """
     times = np.ascontiguousarray(ts, dtype=np.int64)
-    prices = tuple(np.ascontiguousarray(values, dtype=np.float64) for values in (open_, high, low, close))
-    wanted = np.ascontiguousarray(target, dtype=np.float64)
+    n = len(times)
+    prices = _stack((open_, high, low, close), n, "prices")
+    marks = prices.copy() if mark is None else _stack(mark, n, "mark prices")
+    marks = np.where(np.isnan(marks), prices, marks)
     events = np.ascontiguousarray(funding_ts if funding_ts is not None else [], dtype=np.int64)
     rates = np.ascontiguousarray(funding_rate if funding_rate is not None else [], dtype=np.float64)
-    _check(times, prices, wanted, events, rates, params)
-    bars, fill_ts, fills, payment_ts, payments, bankrupt_bar = _loop(
+    wanted, said = np.empty(0), np.empty((5, 0))
+    if isinstance(decided, Forecasts):
+        said = decided.matrix(n)
+        if not math.isfinite(params.cap):
+            raise UsageError("forecasts are sized by the cap, which is infinite here; 1.0 is the whole NAV")
+    else:
+        wanted = np.ascontiguousarray(decided, dtype=np.float64)
+        _check_targets(times, wanted, params)
+    _check(times, prices, marks, events, rates, params)
+    found = engine.run(
         times,
-        prices[0],
-        prices[1],
-        prices[2],
-        prices[3],
+        prices,
+        marks,
+        _column(volume, n, math.nan, np.float64, "volume"),
         wanted,
-        params.timeframe_ms,
-        params.delay_ms,
-        params.fee,
-        params.slippage,
+        said,
+        _column(flags, n, 0, np.int64, "flags"),
+        _column(flows, n, 0.0, np.float64, "flows"),
         events,
         rates,
-        params.initial_nav,
-        params.cap,
-        params.trim_ratio,
-        params.rebalance_band,
+        np.array(params.maintenance, dtype=np.float64).reshape(-1, 3),
+        float(params.initial_nav),
+        initial_state(),
+        params.limits(),
+        params.rules(),
     )
+    return _simulation(times, params, *found)
+
+
+def _simulation(
+    times: IntArray,
+    params: SimulationParams,
+    bars: FloatArray,
+    fill_ts: IntArray,
+    fills: FloatArray,
+    payment_ts: IntArray,
+    payments: FloatArray,
+    changes: IntArray,
+    dead: int,
+    state: Any,
+) -> Simulation:
     return Simulation(
         ts=times,
-        nav=bars[0],
-        nav_low=bars[1],
-        position=bars[2],
-        gross=bars[3],
-        fees=bars[4],
-        slippage=bars[5],
-        funding=bars[6],
+        nav=bars[engine.NAV],
+        nav_low=bars[engine.NAV_LOW],
+        position=bars[engine.POSITION],
+        gross=bars[engine.GROSS],
+        fees=bars[engine.FEES],
+        slippage=bars[engine.SLIPPAGE],
+        funding=bars[engine.FUNDING],
         fills=pd.DataFrame(
             {
                 "ts": fill_ts,
@@ -380,30 +403,40 @@ def simulate(
                 "payment": payments[:, 3],
             }
         ),
-        bankrupt_bar=int(bankrupt_bar) if bankrupt_bar >= 0 else None,
+        bankrupt_bar=int(dead) if dead >= 0 else None,
         params=params,
+        level=bars[engine.LEVEL].astype(np.int64),
+        risk_events=pd.DataFrame(
+            {
+                "ts": changes[:, 0],
+                "bar": changes[:, 1],
+                "entered": pd.Series([",".join(cause_names(int(c))) for c in changes[:, 2]], dtype="str"),
+                "cleared": pd.Series([",".join(cause_names(int(c))) for c in changes[:, 3]], dtype="str"),
+            }
+        ),
+        final_state=RiskState(*state),
     )
 
 
-def _check(
-    ts: IntArray,
-    prices: tuple[FloatArray, ...],
-    target: FloatArray,
-    events: IntArray,
-    rates: FloatArray,
-    params: SimulationParams,
-) -> None:
-    if any(len(values) != len(ts) for values in (*prices, target)):
-        raise UsageError(f"bars have {len(ts)} times but prices {[len(v) for v in prices]} and {len(target)} targets")
-    step = np.diff(ts)
-    if len(step) and step.min() < params.timeframe_ms:
-        at = int(ts[1:][step < params.timeframe_ms][0])
-        raise UsageError(f"bar {format_utc(at)} overlaps the bar before it; bars must ascend, one a timeframe")
-    for values in prices:
-        bad = ~np.isnan(values) & ((values <= 0) | np.isinf(values))
-        if bad.any():
-            at = int(np.argmax(bad))
-            raise UsageError(f"price {values[at]} at bar {format_utc(int(ts[at]))} is not a positive number of USD")
+def _stack(columns: tuple[npt.ArrayLike, ...], n: int, what: str) -> FloatArray:
+    arrays = [np.asarray(values, dtype=np.float64) for values in columns]
+    if any(array.shape != (n,) for array in arrays):
+        raise UsageError(f"bars have {n} times but {what} of {[len(a) for a in arrays]}")
+    return np.ascontiguousarray(np.stack(arrays)) if n else np.empty((len(columns), 0))
+
+
+def _column(values: npt.ArrayLike | None, n: int, default: float, kind: Any, what: str) -> Any:
+    if values is None:
+        return np.full(n, default, dtype=kind)
+    array = np.ascontiguousarray(values, dtype=kind)
+    if array.shape != (n,):
+        raise UsageError(f"bars have {n} times but {array.shape} values of {what}")
+    return array
+
+
+def _check_targets(ts: IntArray, target: FloatArray, params: SimulationParams) -> None:
+    if target.shape != ts.shape:
+        raise UsageError(f"bars have {len(ts)} times but {target.shape} targets")
     wrong = np.abs(target) > params.cap * (1 + 1e-9)
     if wrong.any() or np.isinf(target).any():
         at = int(np.argmax(wrong | np.isinf(target)))
@@ -411,6 +444,20 @@ def _check(
             f"target {target[at]} at bar {format_utc(int(ts[at]))} exceeds the cap of {params.cap} of NAV; "
             "size positions with the same max_position as the simulation"
         )
+
+
+def _check(
+    ts: IntArray, prices: FloatArray, marks: FloatArray, events: IntArray, rates: FloatArray, params: SimulationParams
+) -> None:
+    step = np.diff(ts)
+    if len(step) and step.min() < params.timeframe_ms:
+        at = int(ts[1:][step < params.timeframe_ms][0])
+        raise UsageError(f"bar {format_utc(at)} overlaps the bar before it; bars must ascend, one a timeframe")
+    for values in (*prices, *marks):
+        bad = ~np.isnan(values) & ((values <= 0) | np.isinf(values))
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise UsageError(f"price {values[at]} at bar {format_utc(int(ts[at]))} is not a positive number of USD")
     if len(events) != len(rates) or (len(events) > 1 and np.diff(events).min() <= 0):
         raise UsageError(
             f"funding has {len(events)} times and {len(rates)} rates; times must ascend, one rate a settlement"

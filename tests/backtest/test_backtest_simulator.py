@@ -244,7 +244,7 @@ def test_wrong_data_are_named(make_bars, run_sim):
     bars = make_bars([(100, 100), (100, 100)])
     with pytest.raises(UsageError, match=r"target 0\.5 .* exceeds the cap"):
         run_sim(bars, [0.0, 0.5], cap=0.1)
-    with pytest.raises(UsageError, match="2 times but prices"):
+    with pytest.raises(UsageError, match="2 times but"):
         run_sim(bars, [0.0])
     bars.ts[1] = bars.ts[0]
     with pytest.raises(UsageError, match="overlaps"):

@@ -1,0 +1,371 @@
+"""The compiled loop of the simulator: an account, its orders and the decision function, bar after bar.
+
+Inside one bar, from its open to its close
+------------------------------------------
+1. The open is the first mark: a level that the gap jumped over closes the position at the open, and the risk machine
+   sees the account (a new UTC day starts here).
+2. Settlements and the pending order happen at their own times, at the price of a Brownian bridge between open and
+   close at that moment (its expected value; at the close, the close). An order takes at most its share of the bar's
+   volume; what is left waits for the next recorded bar.
+3. Then the bar's adverse extreme is visited (before the order, where its delay is more than half a bar). Of stop, risk
+   limit and liquidation the nearest level is hit first, at its price, worsened by slippage. This is the worst order
+   that the bar allows: the extreme comes after the entry, and of the settlements after the entry a position that was
+   closed so pays what it owes and receives nothing. The exit is stamped one millisecond before the close.
+4. At the close the account is marked, and the decision function is called as of the decision time. What it wants is
+   sent then and filled in the next recorded bar.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numba import njit
+
+from mlbot_core.backtest.orders import (
+    R_DRIFT,
+    R_LIQUIDATED,
+    R_RISK,
+    R_STOP,
+    R_TARGET,
+    R_TRIM,
+    Rules,
+    at_most,
+    average_entry,
+    bridge,
+    executed,
+    liquidation_price,
+    maintenance,
+    nearest_level,
+    on_lot,
+)
+from mlbot_core.decision.risk import breach_price, level_of, risk_check
+from mlbot_core.decision.state import (
+    FLAT_TODAY,
+    HOLD,
+    OBSERVED,
+    REBALANCE,
+    TARGET,
+    TRIM,
+    Decision,
+    Forecast,
+    Limits,
+    Observation,
+    RiskState,
+)
+from mlbot_core.decision.step import follow, step
+
+# Rows of the array of bars.
+NAV, NAV_LOW, POSITION, GROSS, FEES, SLIPPAGE, FUNDING, LEVEL = range(8)
+BAR_ROWS: Final = 8
+# Columns of a fill: bar, side, coins, price, mid, fee, slippage, reason, NAV at the decision, position after.
+FILL_COLUMNS: Final = 10
+OPEN, HIGH, LOW, CLOSE = range(4)
+
+# What is done inside a bar, and in which order.
+_PAY_BEFORE, _FILL, _EXTREME, _PAY_AFTER = range(4)
+_FILL_EARLY: Final = (_PAY_BEFORE, _FILL, _EXTREME, _PAY_AFTER)
+_FILL_LATE: Final = (_EXTREME, _PAY_BEFORE, _FILL, _PAY_AFTER)
+
+
+@njit(cache=True)
+def _write_fill(
+    row: Any,
+    bars: Any,
+    bar: int,
+    amount: float,
+    price: float,
+    mid: float,
+    fee: float,
+    lost: float,
+    reason: int,
+    nav: float,
+    after: float,
+) -> None:
+    row[0] = bar
+    row[1] = 1.0 if amount > 0 else -1.0
+    row[2] = abs(amount)
+    row[3] = price
+    row[4] = mid
+    row[5] = fee
+    row[6] = lost
+    row[7] = reason
+    row[8] = nav
+    row[9] = after
+    bars[FEES, bar] += fee
+    bars[SLIPPAGE, bar] += lost
+
+
+@njit(cache=True)
+def _write_payment(row: Any, bars: Any, bar: int, held: float, price: float, rate: float, payment: float) -> None:
+    row[0] = held
+    row[1] = price
+    row[2] = rate
+    row[3] = payment
+    bars[FUNDING, bar] += payment
+
+
+@njit(cache=True)
+def _write_change(row: Any, ts: int, bar: int, before: int, after: int) -> int:
+    """Note causes that came and went; return 1 if any did."""
+    if before == after:
+        return 0
+    row[0] = ts
+    row[1] = bar
+    row[2] = after & ~before
+    row[3] = before & ~after
+    return 1
+
+
+@njit(cache=True)
+def _reason(decision: Decision) -> int:
+    if decision.action == TARGET:
+        return R_TARGET
+    if decision.action == REBALANCE:
+        return R_DRIFT
+    if decision.action == TRIM:
+        return R_TRIM
+    return R_RISK
+
+
+@njit(cache=True)
+def run(
+    ts: Any,
+    prices: Any,
+    marks: Any,
+    volume: Any,
+    targets: Any,
+    forecasts: Any,
+    flags: Any,
+    flows: Any,
+    event_ts: Any,
+    event_rate: Any,
+    tiers: Any,
+    nav0: float,
+    state: RiskState,
+    limits: Limits,
+    rules: Rules,
+) -> Any:
+    """Run the account over all bars; the arguments are checked by :func:`mlbot_core.backtest.simulator.simulate`.
+
+    Parameters
+    ----------
+    ts
+        int64[n] open times, UTC ms.
+    prices, marks
+        float64[4, n]: open, high, low, close of the last and of the mark price, USD.
+    volume
+        float64[n], coins; NaN unknown.
+    targets, forecasts
+        float64[n] wanted fractions of NAV, or float64[5, n] p_down, p_up, width, multiplier, age in ms: the one that
+        is not used has length zero.
+    flags, flows
+        int64[n] causes that others found at each decision; float64[n] deposits less withdrawals at each open, USD.
+    event_ts, event_rate
+        Settlements.
+    tiers
+        float64[k, 3]: largest value in USD, maintenance rate, deduction in USD.
+    """
+    n, m = len(ts), len(event_ts)
+    streamed = len(targets) == n
+    bars = np.zeros((BAR_ROWS, n))
+    most = 4 * n + 4
+    fills = np.empty((most, FILL_COLUMNS))
+    fill_ts = np.empty(most, np.int64)
+    payments = np.empty((m, 4))
+    payment_ts = np.empty(m, np.int64)
+    changes = np.empty((most, 4), np.int64)
+    n_fills = n_payments = n_changes = 0
+    dead = -1
+
+    cash, held, entry = nav0, 0.0, math.nan
+    last = math.nan
+    pending, goal, decided_nav = 0, 0.0, nav0
+    stopped = 0
+    flow = 0.0
+    event = 0
+    for i in range(n):
+        opened, closed = ts[i], ts[i] + rules.length
+        if dead >= 0:
+            bars[NAV, i] = bars[NAV_LOW, i] = cash
+            bars[LEVEL, i] = bars[LEVEL, i - 1]
+            continue
+        open_, close = prices[OPEN, i], prices[CLOSE, i]
+        present = not (math.isnan(open_) or math.isnan(close))
+        reference = last
+        worst = math.inf
+        cash += flows[i]
+        flow += flows[i]
+        died = False
+        if present:
+            if held != 0.0:
+                bars[GROSS, i] += held * (open_ - reference)
+            reference = open_
+            marked = cash + held * marks[OPEN, i]
+            nav = cash + held * open_
+            worst = nav
+            value = abs(held) * marks[OPEN, i]
+            rate, deduction = maintenance(value, tiers)
+            died = held != 0.0 and (marked <= value * rate - deduction or marked <= 0.0)
+            if not died:
+                before = state.causes
+                mark = Observation(opened, -1, marks[OPEN, i], marked, held, flow, before & OBSERVED, 0)
+                state = risk_check(state, mark, limits)
+                flow = 0.0
+                n_changes += _write_change(changes[n_changes], opened, i, before, state.causes)
+                flattened = level_of(state.causes) >= FLAT_TODAY
+                reason = R_RISK if flattened else 0
+                if reason == 0 and math.isfinite(rules.stop_distance):
+                    stop = entry * (1.0 - math.copysign(rules.stop_distance, held))
+                    reason = R_STOP if (open_ - stop) * held < 0.0 else 0
+                if reason != 0 and held != 0.0:
+                    price, fee, lost = executed(-held, open_, volume[i], rules)
+                    _write_fill(fills[n_fills], bars, i, -held, price, open_, fee, lost, reason, nav, 0.0)
+                    fill_ts[n_fills] = opened
+                    n_fills += 1
+                    cash += held * price - fee
+                    held = 0.0
+                    stopped = 1 if reason == R_STOP else stopped
+                    pending = 0
+                if flattened:
+                    pending = 0
+
+        fill_at = opened + rules.delay
+        for act in range(4):
+            # the extreme falls on whichever position is held for the longer part of the bar
+            doing = _FILL_EARLY[act] if 2 * rules.delay <= rules.length else _FILL_LATE[act]
+            if died:
+                break
+            if doing in (_PAY_BEFORE, _PAY_AFTER):
+                until = fill_at if doing == _PAY_BEFORE else closed
+                while event < m and event_ts[event] <= until:
+                    if held != 0.0:
+                        then = last
+                        if present and event_ts[event] > opened:
+                            then = bridge(open_, close, event_ts[event] - opened, rules.length)
+                            if event_ts[event] == closed:
+                                then = marks[CLOSE, i]
+                        payment = held * then * event_rate[event]
+                        cash -= payment
+                        _write_payment(payments[n_payments], bars, i, held, then, event_rate[event], payment)
+                        payment_ts[n_payments] = event_ts[event]
+                        n_payments += 1
+                    event += 1
+            elif doing == _FILL and present and pending != 0:
+                mid = bridge(open_, close, rules.delay, rules.length)
+                amount = at_most(goal - held, volume[i], rules)
+                if amount != 0.0:
+                    price, fee, lost = executed(amount, mid, volume[i], rules)
+                    if held != 0.0:
+                        bars[GROSS, i] += held * (mid - reference)
+                    reference = mid
+                    cash -= amount * price + fee
+                    entry = average_entry(entry, held, amount, price)
+                    # the whole order ends exactly where it was meant to, without a rounding error
+                    held = goal if amount == goal - held else held + amount
+                    _write_fill(fills[n_fills], bars, i, amount, price, mid, fee, lost, pending, decided_nav, held)
+                    fill_ts[n_fills] = fill_at
+                    n_fills += 1
+                if held == goal:
+                    pending = 0
+            elif doing == _EXTREME and present and held != 0.0:
+                sign = 1.0 if held > 0 else -1.0
+                side = LOW if held > 0 else HIGH
+                extreme = min(open_ * sign, close * sign)
+                worst_last = sign * (extreme if math.isnan(prices[side, i]) else min(extreme, prices[side, i] * sign))
+                worst_mark = worst_last if math.isnan(marks[side, i]) else marks[side, i]
+                level, reason = nearest_level(
+                    entry,
+                    breach_price(state, cash, held, limits),
+                    liquidation_price(cash, held, reference, tiers),
+                    worst_last,
+                    worst_mark,
+                    sign,
+                    rules,
+                )
+                if reason == R_LIQUIDATED:
+                    died = True
+                elif reason == 0:
+                    worst = min(worst, cash + held * worst_last)
+                else:
+                    # a level that the entry itself jumped over is met where the position was opened
+                    at = reference if (reference - level) * sign < 0.0 else level
+                    price, fee, lost = executed(-held, at, volume[i], rules)
+                    nav = cash + held * at
+                    bars[GROSS, i] += held * (at - reference)
+                    reference = at
+                    while event < m and event_ts[event] < closed:
+                        then = bridge(open_, close, event_ts[event] - opened, rules.length)
+                        payment = held * then * event_rate[event]
+                        if payment > 0.0:
+                            cash -= payment
+                            _write_payment(payments[n_payments], bars, i, held, then, event_rate[event], payment)
+                            payment_ts[n_payments] = event_ts[event]
+                            n_payments += 1
+                        event += 1
+                    _write_fill(fills[n_fills], bars, i, -held, price, at, fee, lost, reason, nav, 0.0)
+                    fill_ts[n_fills] = closed - 1
+                    n_fills += 1
+                    cash += held * price - fee
+                    held = 0.0
+                    worst = min(worst, cash)
+                    stopped = 1 if reason == R_STOP else stopped
+                    pending = 0
+                    before = state.causes
+                    mark = Observation(closed - 1, -1, at, cash, 0.0, flow, before & OBSERVED, 0)
+                    state = risk_check(state, mark, limits)
+                    flow = 0.0
+                    n_changes += _write_change(changes[n_changes], closed - 1, i, before, state.causes)
+
+        if present and not died:
+            last = close
+            if held != 0.0:
+                bars[GROSS, i] += held * (close - reference)
+                reference = close
+        nav = cash + held * last if held != 0.0 else cash
+        if died or (held != 0.0 and nav <= 0.0):
+            # the exchange takes the position over where nothing is left of the account
+            at = -cash / held
+            bars[GROSS, i] += held * (at - reference)
+            _write_fill(fills[n_fills], bars, i, -held, at, at, 0.0, 0.0, R_LIQUIDATED, 0.0, 0.0)
+            fill_ts[n_fills] = closed
+            n_fills += 1
+            cash = held = nav = worst = 0.0
+            dead = i
+        bars[NAV, i] = nav
+        bars[NAV_LOW, i] = min(nav, worst)
+        bars[POSITION, i] = held
+        bars[LEVEL, i] = level_of(state.causes)
+        if not present or dead >= 0:
+            continue
+
+        before = state.causes
+        marked = cash + held * marks[CLOSE, i] if held != 0.0 else cash
+        seen = Observation(closed + rules.settle, opened, marks[CLOSE, i], marked, held, flow, flags[i], stopped)
+        flow = 0.0
+        stopped = 0
+        if streamed:
+            state, decision = follow(state, seen, targets[i], limits)
+        else:
+            age = int(forecasts[4, i])
+            said = Forecast(forecasts[0, i], forecasts[1, i], forecasts[2, i], forecasts[3, i], age)
+            state, decision = step(state, seen, said, limits, rules.cost_round_trip)
+        n_changes += _write_change(changes[n_changes], seen.ts, i, before, state.causes)
+        bars[LEVEL, i] = decision.level
+        if decision.action != HOLD:
+            pending = _reason(decision)
+            goal = on_lot(decision.target * marked / marks[CLOSE, i], rules.lot)
+            decided_nav = marked
+            if goal == held or (goal != 0.0 and abs(goal - held) * close < rules.min_notional):
+                pending = 0
+    return (
+        bars,
+        fill_ts[:n_fills],
+        fills[:n_fills],
+        payment_ts[:n_payments],
+        payments[:n_payments],
+        changes[:n_changes],
+        dead,
+        state,
+    )
