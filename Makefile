@@ -48,7 +48,7 @@ test: lint
 	@$(BIN)/python -m pytest -m "not slow and not prove" -n 2 --dist loadfile
 
 bench: $(STAMP)
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 prove: $(STAMP)
 	@$(BIN)/python -m pytest -m prove --timeout 0

@@ -129,7 +129,7 @@ def _reason(decision: Decision) -> int:
     return R_RISK
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def run(
     ts: Any,
     prices: Any,
@@ -361,11 +361,11 @@ def run(
                 pending = 0
     return (
         bars,
-        fill_ts[:n_fills],
-        fills[:n_fills],
-        payment_ts[:n_payments],
-        payments[:n_payments],
-        changes[:n_changes],
+        fill_ts[:n_fills].copy(),
+        fills[:n_fills].copy(),
+        payment_ts[:n_payments].copy(),
+        payments[:n_payments].copy(),
+        changes[:n_changes].copy(),
         dead,
         state,
     )
