@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from mlbot_core.config import WalkForwardConfig
 from mlbot_core.errors import UsageError
 from mlbot_core.timeframe import DAY_MS, Timeframe
+from mlbot_core.validation.inner_splits import early_stopping_split
+from mlbot_core.validation.intervals import IntArray, check_intervals, embargo_of, settled_by
 
-IntArray = npt.NDArray[np.int64]
+__all__ = ["Fold", "SkippedFold", "WalkForward", "WalkForwardSplit", "early_stopping_split"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,20 +112,20 @@ class WalkForward:
         UsageError
             If the intervals are malformed, the period is empty or starts off the grid.
         """
-        begin, end = _intervals(t0, t1)
+        begin, end = check_intervals(t0, t1)
         if start_ms >= end_ms:
             raise UsageError(f"the test period [{start_ms}, {end_ms}) is empty; give an end after the start")
         if start_ms % timeframe.ms:
             raise UsageError(f"the test period starts at {start_ms}, off the {timeframe} grid; start at a bar's open")
         opens = begin - timeframe.ms
-        known = end >= 0
+        embargo = embargo_of(self._config.embargo_bars, timeframe)
         folds: list[Fold] = []
         skipped: list[SkippedFold] = []
         for index, test_start in enumerate(range(start_ms, end_ms, self._config.test_days * DAY_MS)):
             test_end = min(test_start + self._config.test_days * DAY_MS, end_ms)
-            train_end = test_start - self._config.embargo_bars * timeframe.ms
+            train_end = test_start - embargo
             train_start = test_start - self._config.train_days * DAY_MS
-            usable = known & (end <= train_end)
+            usable = settled_by(begin, end, train_end)
             train = np.flatnonzero(usable & (opens >= train_start)).astype(np.int64)
             test = np.flatnonzero((opens >= test_start) & (opens < test_end)).astype(np.int64)
             reason = self._refusal(opens[usable], train, test, train_start, test_start)
@@ -145,55 +146,3 @@ class WalkForward:
         if days < self._config.min_train_days:
             return f"labels reach back {days:.1f} days, fewer than min_train_days {self._config.min_train_days}"
         return None
-
-
-def early_stopping_split(train_idx: IntArray, t0: IntArray, t1: IntArray, share: float) -> tuple[IntArray, IntArray]:
-    """Split training rows into an earlier part to fit and a later part to stop on, purged between them.
-
-    Parameters
-    ----------
-    train_idx
-        Row numbers of a fold's training rows, ascending; their labels are known.
-    t0, t1
-        Label intervals of all rows, UTC ms.
-    share
-        Share of the training rows, the latest ones, to stop on; between 0 and 1, exclusive.
-
-    Returns
-    -------
-    fit_idx, stop_idx
-        Row numbers. Every fitted label is known (``t1``) at or before the first stopping label begins (``t0``), so no
-        bar is looked at by both.
-
-    Raises
-    ------
-    UsageError
-        If the share is out of range, a label is unknown, or one of the parts would be empty.
-    """
-    if not 0 < share < 1:
-        raise UsageError(f"the early stopping share must lie between 0 and 1, got {share}")
-    begin, end = _intervals(t0, t1)
-    rows = np.asarray(train_idx, dtype=np.int64)
-    if (np.diff(rows) <= 0).any() or (end[rows] < 0).any():
-        raise UsageError("early stopping takes ascending training rows whose labels are known")
-    cut = len(rows) - int(np.ceil(len(rows) * share))
-    stop = rows[cut:]
-    fit = rows[:cut]
-    if len(stop):
-        fit = fit[end[fit] <= begin[stop[0]]]
-    if len(fit) == 0 or len(stop) == 0:
-        raise UsageError(f"{len(rows)} training rows are too few to hold out {share:.0%} for early stopping")
-    return fit, stop
-
-
-def _intervals(t0: IntArray, t1: IntArray) -> tuple[IntArray, IntArray]:
-    begin = np.asarray(t0, dtype=np.int64)
-    end = np.asarray(t1, dtype=np.int64)
-    if begin.shape != end.shape or begin.ndim != 1:
-        raise UsageError(f"t0 and t1 must be of one length, got shapes {begin.shape} and {end.shape}")
-    if (np.diff(begin) <= 0).any():
-        raise UsageError(f"t0 must ascend; it does not after {int(begin[:-1][np.diff(begin) <= 0][0])}")
-    wrong = (end >= 0) & (end <= begin)
-    if wrong.any():
-        raise UsageError(f"the label that begins at {int(begin[wrong][0])} ends at {int(end[wrong][0])}, not after it")
-    return begin, end
