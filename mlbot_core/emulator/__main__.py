@@ -27,13 +27,15 @@ from mlbot_core.errors import MlbotError, UsageError
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mlbot_core.emulator", description="A local server with the wire format of Coinglass v4."
+        prog="python -m mlbot_core.emulator",
+        description="A local server with the wire formats of Coinglass v4 and Bybit v5.",
     )
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one (default)")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of the synthetic market")
     parser.add_argument("--start", default=format_utc(DEFAULT_START_MS)[:10], help="first day, for example 2024-01-01")
     parser.add_argument("--mode", choices=MODES, default="planted", help="planted hides a signal, null has none")
     parser.add_argument("--plan", choices=tuple(PLANS), default="enterprise", help="limits as Coinglass sells them")
+    parser.add_argument("--calls-per-minute", type=int, help="calls allowed per minute; default: the plan's")
     parser.add_argument("--key", default=DEFAULT_KEY, help="API key to accept; it opens nothing but this server")
     parser.add_argument("--no-native-2h", action="store_true", help="refuse interval=2h")
     parser.add_argument("--faults", type=Path, help="JSON file with a fault schedule")
@@ -55,7 +57,12 @@ def _server(args: argparse.Namespace) -> EmulatorServer:
         seed=args.seed,
         start_ms=start_ms,
         mode=args.mode,
-        options=CoinglassOptions(key=args.key, plan=args.plan, native_2h=not args.no_native_2h),
+        options=CoinglassOptions(
+            key=args.key,
+            plan=args.plan,
+            native_2h=not args.no_native_2h,
+            calls_per_minute=args.calls_per_minute,
+        ),
         clock=clock_from_env(),
         faults=faults,
         port=args.port,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from mlbot_core.emulator.faults import Fault
@@ -12,7 +14,7 @@ Rows = list[Row]
 
 
 def _value_fields(row: Row) -> list[str]:
-    return [name for name in row if name != "time"]
+    return [name for name, value in row.items() if name != "time" and isinstance(value, int | float | str)]
 
 
 def _scaled(value: Any, factor: float) -> Any:
@@ -55,9 +57,28 @@ def _restate(rows: Rows, fault: Fault) -> Rows:
 
     def changed(row: Row) -> Row:
         names = _value_fields(row) if fault.column is None else [fault.column] if fault.column in row else []
-        return {**row, **{name: _scaled(row[name], factor) for name in names}}
+        after = {**row, **{name: _scaled(row[name], factor) for name in names}}
+        return _enclosed(after) if fault.column in _ENDS else after
 
     return [changed(row) if _inside(row, fault) else row for row in rows]
+
+
+_ENDS = ("open", "close")
+
+
+def _enclosed(row: Row) -> Row:
+    """Return a bar whose high and low enclose its ends again, each in its JSON type."""
+    if not {"high", "low", *_ENDS} <= row.keys():
+        return row
+    ends = [row[name] for name in _ENDS]
+    high = max([row["high"], *ends], key=float)
+    low = min([row["low"], *ends], key=float)
+    return {**row, "high": _typed(high, row["high"], math.ceil), "low": _typed(low, row["low"], math.floor)}
+
+
+def _typed(value: Any, like: Any, whole: Callable[[float], int]) -> Any:
+    """Return a value in the JSON type of another; a whole number is rounded outwards."""
+    return whole(float(value)) if isinstance(like, int) else type(like)(value)
 
 
 def corrupt(rows: Rows, fault: Fault, step: int, now_ms: int) -> Rows:

@@ -13,10 +13,12 @@ import numpy as np
 
 from mlbot_core.errors import UsageError
 
-# What happens to the answer as a whole.
+# What happens to the answer as a whole; http_403 and body_10006 are refusals of Bybit's and pass by Coinglass.
 TRANSPORT_KINDS: Final = (
     "http_429",
     "body_429",
+    "http_403",
+    "body_10006",
     "http_500",
     "body_500",
     "html_502",
@@ -57,7 +59,7 @@ class Fault:
     kind
         One of :data:`KINDS`.
     endpoint
-        Matches calls whose path contains it; empty matches every call under ``/api``.
+        Matches calls whose path contains it; empty matches every call of both halves.
     nth
         Begins with the nth matching call (1 is the first); then ``count`` is 1 unless given.
     probability

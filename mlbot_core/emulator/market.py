@@ -1,4 +1,4 @@
-"""A seeded synthetic BTC market on a 5-minute grid, and its aggregation to longer bars."""
+"""A seeded synthetic market of one coin on a 5-minute grid, and its aggregation to longer bars."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbot_core.emulator import process
+from mlbot_core.emulator.extras import FAMILIES as EXTRA_FAMILIES
+from mlbot_core.emulator.extras import Extras
 from mlbot_core.errors import UsageError
 from mlbot_core.timeframe import DAY_MS, Timeframe
 
@@ -32,6 +34,26 @@ SERIES: Final[Mapping[str, tuple[tuple[str, str, Rule], ...]]] = {
     "accounts": (("long_percent", "long_percent", "last"),),
     "liquidations": (("long", "liq_long", "sum"), ("short", "liq_short", "sum")),
     "taker": (("buy", "taker_buy", "sum"), ("sell", "taker_sell", "sum")),
+}
+
+# The same for series beside the core: their family, and (name in a bar, column of the family, rule to a longer bar).
+EXTRA_SERIES: Final[Mapping[str, tuple[str, tuple[tuple[str, str, Rule], ...]]]] = {
+    "spot": ("spot", (*((n, f"spot_{n}", r) for n, r in _OHLC), ("turnover", "spot_turnover", "sum"))),
+    "spot_taker": ("spot", (("buy", "spot_buy", "sum"), ("sell", "spot_sell", "sum"))),
+    "oi_pair": ("open_interest", tuple((n, f"pair_{n}", r) for n, r in _OHLC)),
+    "oi_stable": ("open_interest", tuple((n, f"stable_{n}", r) for n, r in _OHLC)),
+    "oi_coin_margin": ("open_interest", tuple((n, f"coin_margin_{n}", r) for n, r in _OHLC)),
+    "funding_pair": ("funding", tuple((n, f"pair_{n}", r) for n, r in _OHLC)),
+    "funding_volume": ("funding", tuple((n, f"volume_{n}", r) for n, r in _OHLC)),
+    "top_accounts": ("top", (("long_percent", "account_long", "last"),)),
+    "top_positions": ("top", (("long_percent", "position_long", "last"),)),
+    "liquidations_pair": ("pair_flow", (("long", "pair_liq_long", "sum"), ("short", "pair_liq_short", "sum"))),
+    "taker_pair": ("pair_flow", (("buy", "pair_buy", "sum"), ("sell", "pair_sell", "sum"))),
+    "depth": ("depth", tuple((n, n, "last") for n in ("bids_usd", "bids_coin", "asks_usd", "asks_coin"))),
+    "premium": ("premium", tuple((n, n, "first") for n in ("premium", "premium_rate", "coinbase_price"))),
+    "margin": ("margin", (("long", "margin_long", "last"), ("short", "margin_short", "last"))),
+    "borrow": ("borrow", (("rate", "interest_rate", "last"),)),
+    "whales": ("whales", (("value", "whale_index", "last"),)),
 }
 
 _ROW: Final = {name: row for row, name in enumerate(process.COLUMNS)}
@@ -67,11 +89,13 @@ class SyntheticMarket:
         Open time of the first bar, UTC ms, at midnight UTC.
     mode
         ``planted`` hides a signal in the taker flow; ``null`` is the same market with its drift set to zero.
+    symbol
+        A key of :data:`mlbot_core.emulator.process.COINS`; coins of one seed are independent of each other.
 
     Raises
     ------
     UsageError
-        If the mode is unknown, the seed negative or the start not a midnight.
+        If mode or symbol is unknown, the seed negative or the start not a midnight.
 
     Notes
     -----
@@ -94,7 +118,7 @@ class SyntheticMarket:
     What can be observed of the state, in both modes alike:
 
     - taker imbalance (buy - sell) / (buy + sell) = 0.035 m + 0.060 noise + 0.050 z: the main trace;
-    - open interest in BTC grows by 5e-5 m per bar beside activity, trend, noise and what is liquidated;
+    - open interest in coins grows by 5e-5 m per bar beside activity, trend, noise and what is liquidated;
     - the log-odds of long accounts move by +0.0006 m - 0.006 z per bar, reverting over days.
 
     Without a trace of it: turnover (activity times volatility), funding (reverts over 8 hours to 0.008 + 0.010 x the
@@ -103,7 +127,9 @@ class SyntheticMarket:
     log-normal, feeding a cascade that decays by 0.7 per bar.
     """
 
-    def __init__(self, seed: int, start_ms: int, mode: Mode = "planted") -> None:
+    def __init__(self, seed: int, start_ms: int, mode: Mode = "planted", symbol: str = "BTC") -> None:
+        if symbol not in process.COINS:
+            raise UsageError(f"the synthetic market has no {symbol!r}; choose one of {', '.join(process.COINS)}")
         if mode not in MODES:
             raise UsageError(f"market mode {mode!r} is unknown; choose planted or null")
         if seed < 0:
@@ -114,11 +140,16 @@ class SyntheticMarket:
         self.start_ms = int(start_ms)
         self.mode: Mode = mode
         self._drift = process.PLANTED_DRIFT if mode == "planted" else 0.0
-        self._state = process.initial_state(self.seed)
+        self.symbol = symbol
+        coin = process.COINS[symbol]
+        self._coins = coin.open_interest
+        self._state = process.initial_state(self.seed, coin)
         self._season = process.seasonality()
-        self._streams = [(process.stream(self.seed, name), law) for name, law in process.STREAMS]
+        self._streams = [(process.stream(self.seed, coin.prefix + name), law) for name, law in process.STREAMS]
         self._bars: Floats = np.empty((len(process.COLUMNS), 0), dtype=np.float64)
         self._lock = threading.Lock()
+        self._extras = Extras(self.seed, coin.prefix)
+        self._extras_lock = threading.Lock()
 
     @property
     def generated(self) -> int:
@@ -151,8 +182,14 @@ class SyntheticMarket:
         for row, (rng, law) in zip(draws, self._streams, strict=True):
             row[:] = rng.standard_normal(count) if law == "n" else rng.random(count)
         first_step = self.start_ms // process.STEP_MS + self.generated
-        made = process.generate(first_step, self._state, draws, self._season, self._drift)
+        made = process.generate(first_step, self._state, draws, self._season, self._drift, self._coins)
         self._bars = np.concatenate([self._bars, made], axis=1)
+
+    def _family(self, family: str, end_ms: int) -> Floats:
+        """Return every 5-minute bar of a family beside the core opened before ``end_ms``."""
+        wanted = max(0, -(-(end_ms - self.start_ms) // process.STEP_MS))
+        with self._extras_lock:
+            return self._extras.columns(family, wanted, lambda bars: self.base(self.start_ms + bars * process.STEP_MS))
 
     def bars(self, series: str, timeframe: Timeframe, first_ts: int, last_ts: int, now_ms: int) -> Bars:
         """Return the bars of ``series`` opened in ``[first_ts, last_ts]`` as they look at ``now_ms``.
@@ -160,7 +197,7 @@ class SyntheticMarket:
         Parameters
         ----------
         series
-            A key of :data:`SERIES`.
+            A key of :data:`SERIES` or :data:`EXTRA_SERIES`.
         timeframe
             A multiple of 5 minutes.
         first_ts, last_ts
@@ -173,26 +210,61 @@ class SyntheticMarket:
         UsageError
             If the series is unknown or the timeframe is not a multiple of 5 minutes.
         """
-        if series not in SERIES:
-            raise UsageError(f"series {series!r} is unknown; choose one of {', '.join(SERIES)}")
+        if series not in SERIES and series not in EXTRA_SERIES:
+            raise UsageError(f"series {series!r} is unknown; choose one of {', '.join((*SERIES, *EXTRA_SERIES))}")
         if timeframe.ms % process.STEP_MS:
             raise UsageError(f"the synthetic market has 5-minute bars; {timeframe} is not a multiple of them")
-        spec = SERIES[series]
+        family, spec = EXTRA_SERIES[series] if series in EXTRA_SERIES else ("", SERIES[series])
         first = timeframe.ceil(max(first_ts, self.start_ms))
         last = timeframe.floor(min(last_ts, now_ms - 1))
         if last < first:
             return Bars(np.empty(0, np.int64), {name: np.empty(0) for name, _, _ in spec}, False)
         ts = np.arange(first, last + 1, timeframe.ms, dtype=np.int64)
         end = min(last + timeframe.ms, now_ms)
-        whole = self.base(end)
-        rows = [_ROW[column] for _, column, _ in spec]
+        whole = self._family(family, end) if family else self.base(end)
+        order = EXTRA_FAMILIES[family].columns if family else process.COLUMNS
+        rows = [order.index(column) for _, column, _ in spec]
         base = whole[rows, (first - self.start_ms) // process.STEP_MS :]  # a copy
         if end % process.STEP_MS:
             before = whole[:, max(0, whole.shape[1] - 2)]
-            base[:, -1] = partial_bar(whole[:, -1], before, (end % process.STEP_MS) / process.STEP_MS)[rows]
+            fraction = (end % process.STEP_MS) / process.STEP_MS
+            if family:
+                base[:, -1] = partial_extra(spec, base[:, -1], before[rows], fraction)
+            else:
+                base[:, -1] = partial_bar(whole[:, -1], before, fraction)[rows]
         edges = np.arange(len(ts), dtype=np.intp) * (timeframe.ms // process.STEP_MS)
         values = {name: _aggregate(column, edges, rule) for column, (name, _, rule) in zip(base, spec, strict=True)}
         return Bars(ts, values, not timeframe.is_closed(last, now_ms))
+
+
+def partial_extra(spec: tuple[tuple[str, str, Rule], ...], bar: Floats, before: Floats, fraction: float) -> Floats:
+    """Return how far a 5-minute bar of a series beside the core has got.
+
+    Sums grow in proportion to time, the rest moves in a straight line from the bar before; extremes are those of the
+    line.
+
+    Parameters
+    ----------
+    spec
+        (name, column, rule) of the values.
+    bar, before
+        The finished bar and the one before it, shape ``(len(spec),)``.
+    fraction
+        Elapsed share of the bar, strictly between 0 and 1.
+    """
+    part = np.array(bar)
+    ends: list[float] = []
+    for i, (_, _, rule) in enumerate(spec):
+        if rule == "sum":
+            part[i] = round(fraction * float(bar[i]), 4)
+        elif rule == "last":
+            part[i] = round(float(before[i]) + fraction * float(bar[i] - before[i]), 4)
+        if rule in ("first", "last"):
+            ends.append(float(part[i]))
+    for i, (_, _, rule) in enumerate(spec):
+        if rule in ("max", "min"):
+            part[i] = max(ends) if rule == "max" else min(ends)
+    return part
 
 
 def partial_bar(bar: Floats, before: Floats, fraction: float) -> Floats:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numba
@@ -65,7 +67,6 @@ STREAMS: Final = (
 )
 
 STATE_SIZE: Final = 13
-START_PRICE: Final = 60_000.0
 
 # Volatility: 0.15 % per 5 minutes is 0.52 % an hour, about 49 % a year.
 SIGMA: Final = 0.0015
@@ -95,7 +96,6 @@ TURNOVER_DECAY: Final = math.exp(-math.log(2) / 36)
 # Share of the price endpoint's exchange in the taker volume of the three exchanges that are aggregated.
 EXCHANGE_SHARE: Final = 0.53
 
-OI_BTC: Final = 500_000.0
 OI_REVERSION: Final = math.log(2) / 2880
 OI_NOISE: Final = 6e-4
 TREND_DECAY: Final = 1 / 288
@@ -110,6 +110,31 @@ ANCHOR_DECAY: Final = 1 / 12
 LIQUIDATION_SCALE: Final = 9e-7
 CASCADE_DECAY: Final = 0.7
 LIQUIDATION_FLOOR: Final = 500.0
+
+
+@dataclass(frozen=True)
+class Coin:
+    """What tells the market of one coin from that of another.
+
+    Parameters
+    ----------
+    price
+        Where it begins, USD.
+    open_interest
+        Its normal open interest, coins.
+    prefix
+        Begins the names of its random streams: coins of one seed are independent of each other.
+    """
+
+    price: float
+    open_interest: float
+    prefix: str
+
+
+COINS: Final[Mapping[str, Coin]] = {
+    "BTC": Coin(60_000.0, 500_000.0, ""),
+    "ETH": Coin(3_000.0, 5_000_000.0, "ETH/"),
+}
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
@@ -130,25 +155,25 @@ def seasonality() -> npt.NDArray[np.float64]:
     return np.asarray(multiplier / np.sqrt(np.mean(multiplier**2)), dtype=np.float64)
 
 
-def initial_state(seed: int) -> npt.NDArray[np.float64]:
+def initial_state(seed: int, coin: Coin) -> npt.NDArray[np.float64]:
     """Return the state before the first bar; the slow parts are drawn from their stationary laws."""
-    rng = stream(seed, "initial")
+    rng = stream(seed, f"{coin.prefix}initial")
     slow, latent, accounts = rng.standard_normal(3)
     funding = FUNDING_BASE
     state = (
-        START_PRICE,
+        coin.price,
         1.0,  # garch, relative to one
         SLOW_STD * slow,
         latent,
         0.0,  # log of turnover
-        0.0,  # log of open interest in BTC
+        0.0,  # log of open interest in coins over the normal one
         0.0,  # trend
-        START_PRICE,  # anchor of liquidations
+        coin.price,  # anchor of liquidations
         round(funding, 6),
         ACCOUNTS_BASE + 0.2 * accounts,
         0.0,  # cascade of longs
         0.0,  # cascade of shorts
-        round(OI_BTC * START_PRICE),
+        round(coin.open_interest * coin.price),
     )
     return np.array(state, dtype=np.float64)
 
@@ -165,6 +190,7 @@ def generate(
     draws: npt.NDArray[np.float64],
     season: npt.NDArray[np.float64],
     drift: float,
+    coins: float,
 ) -> npt.NDArray[np.float64]:
     """Generate bars and advance ``state`` in place.
 
@@ -180,6 +206,8 @@ def generate(
         From :func:`seasonality`.
     drift
         ``PLANTED_DRIFT``, or 0.0 for a market without a signal.
+    coins
+        Normal open interest in coins.
 
     Returns
     -------
@@ -237,7 +265,7 @@ def generate(
         liq_l = oi_usd * share_l
         liq_s = oi_usd * share_s
 
-        # Open interest in BTC: rises with activity and trend, falls by what is liquidated.
+        # Open interest in coins: rises with activity and trend, falls by what is liquidated.
         oi += (
             -OI_REVERSION * oi
             + 1.0e-4 * trend
@@ -246,7 +274,7 @@ def generate(
             - 4.0 * min(0.01, share_l + share_s)
             + OI_NOISE * draws[10, i]
         )
-        new_oi = _rounded(OI_BTC * math.exp(oi) * new_price, 1.0)
+        new_oi = _rounded(coins * math.exp(oi) * new_price, 1.0)
         oi_high = _rounded(max(oi_usd, new_oi) * (1.0 - 3e-4 * math.log(1.0 - draws[11, i])), 1.0)
         oi_low = _rounded(min(oi_usd, new_oi) * (1.0 + 3e-4 * math.log(1.0 - draws[12, i])), 1.0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -14,8 +13,8 @@ Row = dict[str, Any]
 
 # Shares of the aggregated flow in percent; the price endpoint serves each exchange's own turnover.
 EXCHANGES: Final[Mapping[str, int]] = {"Binance": 53, "OKX": 27, "Bybit": 20}
-PAIRS: Final[Mapping[str, str]] = {"Binance": "BTCUSDT", "OKX": "BTC-USDT-SWAP", "Bybit": "BTCUSDT"}
-COIN: Final = "BTC"
+PAIRS: Final[Mapping[str, str]] = {"Binance": "{coin}USDT", "OKX": "{coin}-USDT-SWAP", "Bybit": "{coin}USDT"}
+SPOT_PAIRS: Final[Mapping[str, str]] = {"Binance": "{coin}USDT", "OKX": "{coin}-USDT", "Bybit": "{coin}USDT"}
 
 
 def _text(value: float, decimals: int) -> str:
@@ -56,17 +55,7 @@ def funding_rows(bars: Bars, _share: float) -> list[Row]:
 
 def account_rows(bars: Bars, _share: float) -> list[Row]:
     """Long and short accounts in percent, and their ratio, each with two decimals."""
-    longs = _scaled(bars.values["long_percent"], 1.0, 2)
-    shorts = [round(100.0 - value, 2) for value in longs]
-    ratios = [round(long / short, 2) for long, short in zip(longs, shorts, strict=True)]
-    return _rows(
-        bars,
-        {
-            "global_account_long_percent": longs,
-            "global_account_short_percent": shorts,
-            "global_account_long_short_ratio": ratios,
-        },
-    )
+    return _rows(bars, _ratio("global_account", bars.values["long_percent"]))
 
 
 def liquidation_rows(bars: Bars, share: float) -> list[Row]:
@@ -91,70 +80,62 @@ def taker_rows(bars: Bars, share: float) -> list[Row]:
     )
 
 
-def _rows(bars: Bars, columns: Mapping[str, list[float]]) -> list[Row]:
+def _rows(bars: Bars, columns: Mapping[str, list[Any]]) -> list[Row]:
     names = ("time", *columns)
     return [dict(zip(names, row, strict=True)) for row in zip(bars.ts.tolist(), *columns.values(), strict=True)]
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """A history endpoint.
+# A served field: its name, the value of the bar, decimals, JSON type (s is a number in quotes), and a factor.
+Field = tuple[str, str, int, Literal["s", "n", "i"], float]
+
+
+def field(name: str, value: str, decimals: int, kind: Literal["s", "n", "i"] = "n", factor: float = 1.0) -> Field:
+    """Return the description of one served field."""
+    return (name, value, decimals, kind, factor)
+
+
+def ohlc_fields(decimals: int, kind: Literal["s", "n", "i"] = "n", factor: float = 1.0) -> tuple[Field, ...]:
+    """Return the four fields of OHLC rows."""
+    return tuple(field(name, name, decimals, kind, factor) for name in ("open", "high", "low", "close"))
+
+
+def table(
+    *fields: Field, shared: tuple[str, ...] = (), percents: tuple[str, str] | None = None, mixed: bool = False
+) -> Callable[[Bars, float], list[Row]]:
+    """Return a builder of rows with ``time`` and the given fields.
 
     Parameters
     ----------
-    path
-        Path of the URL.
-    series
-        Series of the market.
-    needs
-        Required parameters, in the order in which their absence is reported.
-    symbol
-        ``coin`` (BTC) or ``pair`` (the exchange's instrument).
-    build
-        Makes rows from bars and the exchanges' share of the flow.
+    fields
+        What is served.
+    shared
+        Names of the fields that are multiplied by the exchanges' share.
+    percents
+        (prefix, value): adds the three fields of a long/short ratio with that prefix instead of ``fields``.
+    mixed
+        The open bar's last field comes as a number among quoted ones, as has been seen.
     """
 
-    path: str
-    series: str
-    needs: tuple[str, ...]
-    symbol: Literal["coin", "pair"]
-    build: Callable[[Bars, float], list[Row]]
+    def build(bars: Bars, share: float) -> list[Row]:
+        if percents is not None:
+            return _rows(bars, _ratio(percents[0], bars.values[percents[1]]))
+        columns: dict[str, list[Any]] = {}
+        for name, value, decimals, kind, factor in fields:
+            numbers = _scaled(bars.values[value] * factor, share if name in shared else 1.0, decimals)
+            if kind == "s":
+                columns[name] = [_text(number, decimals) for number in numbers]
+            else:
+                columns[name] = [int(number) for number in numbers] if kind == "i" else list(numbers)
+        rows = _rows(bars, columns)
+        if mixed and bars.open_last:
+            rows[-1][fields[-1][0]] = float(rows[-1][fields[-1][0]])
+        return rows
+
+    return build
 
 
-ENDPOINTS: Final[Mapping[str, Endpoint]] = {
-    endpoint.path: endpoint
-    for endpoint in (
-        Endpoint("/api/futures/price/history", "price", ("exchange", "symbol", "interval"), "pair", price_rows),
-        Endpoint(
-            "/api/futures/open-interest/aggregated-history",
-            "open_interest",
-            ("symbol", "interval"),
-            "coin",
-            open_interest_rows,
-        ),
-        Endpoint(
-            "/api/futures/funding-rate/oi-weight-history", "funding", ("symbol", "interval"), "coin", funding_rows
-        ),
-        Endpoint(
-            "/api/futures/global-long-short-account-ratio/history",
-            "accounts",
-            ("exchange", "symbol", "interval"),
-            "pair",
-            account_rows,
-        ),
-        Endpoint(
-            "/api/futures/liquidation/aggregated-history",
-            "liquidations",
-            ("exchange_list", "symbol", "interval"),
-            "coin",
-            liquidation_rows,
-        ),
-        Endpoint(
-            "/api/futures/aggregated-taker-buy-sell-volume/history",
-            "taker",
-            ("exchange_list", "symbol", "interval"),
-            "coin",
-            taker_rows,
-        ),
-    )
-}
+def _ratio(prefix: str, long_percent: Floats) -> dict[str, list[Any]]:
+    longs = _scaled(long_percent, 1.0, 2)
+    shorts = [round(100.0 - value, 2) for value in longs]
+    ratios = [round(long / short, 2) for long, short in zip(longs, shorts, strict=True)]
+    return {f"{prefix}_long_percent": longs, f"{prefix}_short_percent": shorts, f"{prefix}_long_short_ratio": ratios}

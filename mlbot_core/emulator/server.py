@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final
@@ -16,6 +17,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from mlbot_core.clock import Clock, FixedClock, SystemClock, format_utc, parse_utc_ms
+from mlbot_core.emulator import process
+from mlbot_core.emulator.bybit_api import BybitApi, BybitOptions
+from mlbot_core.emulator.bybit_market import BybitMarket
+from mlbot_core.emulator.bybit_public import PublicMarket
 from mlbot_core.emulator.coinglass import CoinglassApi, CoinglassOptions, create_app
 from mlbot_core.emulator.faults import FaultInjector, FaultSchedule
 from mlbot_core.emulator.market import Mode, SyntheticMarket
@@ -32,7 +37,7 @@ class EmulatorError(MlbotError):
 
 
 class EmulatorServer:
-    """A Coinglass server on 127.0.0.1 over a synthetic market.
+    """A server on 127.0.0.1 over a synthetic market: Coinglass under ``/api``, Bybit under ``/v5``, on one port.
 
     Parameters
     ----------
@@ -40,6 +45,8 @@ class EmulatorServer:
         The market; see :class:`mlbot_core.emulator.market.SyntheticMarket`.
     options
         Key, plan and behaviour; see :class:`mlbot_core.emulator.coinglass.CoinglassOptions`.
+    bybit
+        Behaviour of the other half; see :class:`mlbot_core.emulator.bybit_api.BybitOptions`.
     clock
         The emulator's present; the wall clock by default. Note that limits per minute count this clock's minutes:
         under a clock that stands still the first minute never ends.
@@ -68,6 +75,7 @@ class EmulatorServer:
         start_ms: int = DEFAULT_START_MS,
         mode: Mode = "planted",
         options: CoinglassOptions | None = None,
+        bybit: BybitOptions | None = None,
         clock: Clock | None = None,
         faults: FaultSchedule | None = None,
         port: int = 0,
@@ -75,10 +83,18 @@ class EmulatorServer:
         if not 0 <= port <= 65_535:
             raise UsageError(f"port {port} is not in 0..65535; 0 takes a free one")
         self.clock: Clock = clock if clock is not None else SystemClock()
-        self.market = SyntheticMarket(seed, start_ms, mode)
+        # a market that nobody asks for costs nothing: bars are made when they are wanted
+        self.markets = {symbol: SyntheticMarket(seed, start_ms, mode, symbol) for symbol in process.COINS}
+        self.market = self.markets["BTC"]
         self.faults = FaultInjector(faults if faults is not None else FaultSchedule())
         self.options = options if options is not None else CoinglassOptions()
-        self.api = CoinglassApi(self.market, self.clock, self.options, self.faults)
+        self.api = CoinglassApi(self.markets, self.clock, self.options, self.faults)
+        self.bybit_options = bybit if bybit is not None else BybitOptions()
+        # prices of coins below 10,000 USD are quoted in cents
+        ticks = {symbol: 1 if coin.price >= 10_000 else 2 for symbol, coin in process.COINS.items()}
+        pairs = {f"{symbol}USDT": BybitMarket(market, ticks[symbol]) for symbol, market in self.markets.items()}
+        groups = (PublicMarket(pairs, self.bybit_options),)
+        self.bybit = BybitApi(groups, self.clock, self.bybit_options, self.faults)
         self._port = port
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
@@ -120,7 +136,7 @@ class EmulatorServer:
             listener.close()
             raise EmulatorError(f"port {self._port} is taken ({error.strerror}); choose another, or 0") from error
         config = uvicorn.Config(
-            create_app(self.api, self._admin_routes()),
+            create_app(self.api, [*self.bybit.routes(), *self._admin_routes()]),
             log_config=None,
             log_level="critical",  # a cut connection is a fault that was asked for, not news
             access_log=False,
@@ -188,17 +204,19 @@ class EmulatorServer:
         }
 
     def calls(self) -> dict[str, Any]:
-        """Return the number of calls by path and of refusals by code since the start."""
+        """Return the number of calls by path and of refusals by code since the start, for both halves."""
         return {
-            "total": self.api.calls.total(),
-            "by_path": dict(self.api.calls),
-            "refused_by_code": dict(self.api.refused),
+            "total": self.api.calls.total() + self.bybit.calls.total(),
+            "by_path": {**self.api.calls, **self.bybit.calls},
+            "refused_by_code": dict(self.api.refused + self.bybit.refused),
         }
 
     def _admin_routes(self) -> list[BaseRoute]:
         return [
             Route("/_emulator/state", self._get_state, methods=["GET"]),
             Route("/_emulator/calls", self._get_calls, methods=["GET"]),
+            Route("/_emulator/bybit/requests", self._get_requests, methods=["GET"]),
+            Route("/_emulator/coinglass/requests", self._get_coinglass_requests, methods=["GET"]),
             Route("/_emulator/faults", self._faults, methods=["GET", "PUT", "DELETE"]),
             Route("/_emulator/faults/log", self._get_log, methods=["GET"]),
             Route("/_emulator/clock", self._put_clock, methods=["PUT"]),
@@ -209,6 +227,14 @@ class EmulatorServer:
 
     async def _get_calls(self, _request: Request) -> Response:
         return JSONResponse(self.calls())
+
+    async def _get_requests(self, _request: Request) -> Response:
+        """Answer the calls of the Bybit half in order: ``[path, query]`` each."""
+        return JSONResponse(list(self.bybit.log))
+
+    async def _get_coinglass_requests(self, _request: Request) -> Response:
+        """Answer the calls of the Coinglass half in order: ``path``, ``query``, ``at_ms``, ``elapsed_s`` each."""
+        return JSONResponse([asdict(asked) for asked in self.api.log])
 
     async def _get_log(self, _request: Request) -> Response:
         return JSONResponse(self.faults.log)

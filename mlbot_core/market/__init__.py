@@ -1,10 +1,11 @@
 """What a bar and a series are."""
 
 from mlbot_core.market.batch import Capture, GapRecord, SeriesBatch, empty_table, make_table
-from mlbot_core.market.catalogue import CATALOGUE, Column, SeriesSpec, series_spec
+from mlbot_core.market.catalogue import CATALOGUE, CORE_SERIES, Column, SeriesSpec, series_spec
 
 __all__ = [
     "CATALOGUE",
+    "CORE_SERIES",
     "Capture",
     "Column",
     "GapRecord",

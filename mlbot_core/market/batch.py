@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mlbot_core.errors import BadDataError
-from mlbot_core.market.catalogue import series_spec
+from mlbot_core.market.catalogue import Column, series_spec
 from mlbot_core.timeframe import Timeframe
 
 Capture = Literal["live", "backfill"]
@@ -132,7 +132,7 @@ def make_table(
     Raises
     ------
     BadDataError
-        If a value is infinite or violates the sign rule of its column, or a name is not in the catalogue.
+        If a value is infinite or violates the sign or the bound of its column, or a name is not in the catalogue.
     """
     spec = series_spec(series)
     unknown = set(values) - set(spec.column_names)
@@ -147,19 +147,21 @@ def make_table(
             arrays.append(pa.nulls(len(stamps), pa.float64()))
             continue
         data = np.asarray(values[col.name], dtype=np.float64)[order]
-        _check(series, col.name, col.positive, stamps[order], data)
+        _check(series, col, stamps[order], data)
         arrays.append(pa.array(data, mask=np.isnan(data)))
     return pa.Table.from_arrays(arrays, schema=schema(series))
 
 
-def _check(series: str, name: str, rule: str, ts: npt.NDArray[np.int64], data: npt.NDArray[np.float64]) -> None:
+def _check(series: str, col: Column, ts: npt.NDArray[np.int64], data: npt.NDArray[np.float64]) -> None:
     bad = np.isinf(data)
-    if rule == "strict":
+    if col.positive == "strict":
         bad |= data <= 0
-    elif rule == "nonnegative":
+    elif col.positive == "nonnegative":
         bad |= data < 0
+    bad |= np.abs(data) > col.limit
     if bad.any():
         at = int(np.argmax(bad))
         raise BadDataError(
-            f"{series}.{name} is {data[at]} at bar {int(ts[at])}, which cannot be; nothing of this answer was stored"
+            f"{series}.{col.name} is {data[at]} {col.unit} at bar {int(ts[at])}, which cannot be; nothing of this "
+            "answer was stored"
         )

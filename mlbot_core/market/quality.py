@@ -1,13 +1,15 @@
 """Rules a stretch of bars has to pass: pure functions, each with a verdict a person can read.
 
-A rule says only what it sees; whether a failed one refuses a partition is decided by the caller, who stores the
-verdict as a row (check, passed, found, detail) beside the asset, partition and data version it belongs to.
+A rule says only what it sees; :data:`QUALITY_CHECKS` says whether a failed one refuses a partition. The caller stores
+the verdict as a row (check, passed, found, detail) beside the asset, partition and data version it belongs to. Rules
+about values (jumps, units, agreement) are in :mod:`mlbot_core.market.quality_values`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,86 @@ _Values = npt.NDArray[np.float64]
 
 # Recorded BTC closes (2020-10 to 2025-06) moved by at most 0.12 in an hour and 0.19 in a day.
 MAX_JUMP = 0.35
+
+
+@dataclass(frozen=True)
+class QualityCheck:
+    """One check of raw series.
+
+    Parameters
+    ----------
+    severity
+        ``blocking``: every consumer refuses a partition that failed it; ``advisory``: shown and counted, no more.
+    required
+        Whether consumers also refuse a partition that has no verdict of it.
+    description
+        For people.
+    """
+
+    name: str
+    severity: Literal["blocking", "advisory"]
+    required: bool
+    description: str
+
+
+QUALITY_CHECKS: Final[Mapping[str, QualityCheck]] = {
+    check.name: check
+    for check in (
+        QualityCheck("duplicates", "blocking", True, "No version of a bar is stored twice."),
+        QualityCheck(
+            "gaps",
+            "blocking",
+            True,
+            "Few enough bars are missing; each missing stretch is a row of the gaps table.",
+        ),
+        QualityCheck("freshness", "blocking", True, "The newest bar that can be expected by now is there."),
+        QualityCheck(
+            "sanity", "blocking", True, "Values are possible: signs, finiteness, high and low around open and close."
+        ),
+        QualityCheck(
+            "units",
+            "blocking",
+            False,
+            "Magnitudes fit the unit: open interest in USD or coins against the price, funding as a fraction and not "
+            "percent, turnover in USD against coins, shares that add up to one. A wrong unit is wrong by a factor of "
+            "100 or more, so the bounds are wide.",
+        ),
+        QualityCheck(
+            "cross_source",
+            "blocking",
+            False,
+            "Two sources that store the same thing agree: closes within the configured difference in nearly all bars "
+            "and not better one bar apart, running funding of the same magnitude as what was settled. Blocking, "
+            "because what it finds (a wrong symbol, unit or time) is wrong as a whole; single bars that differ, as "
+            "venues do in a crash, are counted and pass. Passes where no second source is stored.",
+        ),
+        QualityCheck(
+            "jumps",
+            "advisory",
+            False,
+            "No change is an outlier by far against the bars before it (robust, trailing). Advisory: markets jump.",
+        ),
+        QualityCheck(
+            "staleness",
+            "advisory",
+            False,
+            "Values move: no long run of bars that are all the same. Advisory: a halted market stands still too.",
+        ),
+        QualityCheck(
+            "funding_interval",
+            "advisory",
+            False,
+            "Settlements keep their spacing. Advisory: exchanges change it, and whoever models funding wants to know.",
+        ),
+    )
+}
+
+# What every consumer of raw series requires a verdict of.
+REQUIRED_CHECKS: Final = tuple(check.name for check in QUALITY_CHECKS.values() if check.required)
+# What it refuses when it failed.
+BLOCKING_CHECKS: Final = tuple(check.name for check in QUALITY_CHECKS.values() if check.severity == "blocking")
+# What is shown and counted, no more.
+ADVISORY_CHECKS: Final = tuple(check.name for check in QUALITY_CHECKS.values() if check.severity == "advisory")
 
 
 class Gap(NamedTuple):
@@ -52,7 +134,9 @@ class CheckResult:
     detail: str
 
 
-def find_gaps(ts: _Stamps, timeframe: Timeframe, start_ms: int, end_ms: int) -> list[Gap]:
+def find_gaps(
+    ts: _Stamps, timeframe: Timeframe, start_ms: int, end_ms: int, *, expected: _Stamps | None = None
+) -> list[Gap]:
     """Return the runs of bars that are missing in ``[start_ms, end_ms)``, ascending.
 
     Parameters
@@ -63,13 +147,22 @@ def find_gaps(ts: _Stamps, timeframe: Timeframe, start_ms: int, end_ms: int) -> 
         Their length.
     start_ms, end_ms
         The stretch in which every bar is expected, UTC ms.
+    expected
+        Open times at which a bar is expected, for a series that does not have one in every interval (ascending;
+        those outside the stretch are left out).
     """
-    expected = timeframe.opens_between(start_ms, end_ms)
+    expected = _expected(timeframe, start_ms, end_ms, expected)
     missing = expected[~np.isin(expected, ts)]
     if len(missing) == 0:
         return []
     breaks = np.flatnonzero(np.diff(missing) != timeframe.ms) + 1
     return [Gap(int(run[0]), int(run[-1]), len(run)) for run in np.split(missing, breaks)]
+
+
+def _expected(timeframe: Timeframe, start_ms: int, end_ms: int, opens: _Stamps | None) -> _Stamps:
+    if opens is None:
+        return timeframe.opens_between(start_ms, end_ms)
+    return opens[(opens >= start_ms) & (opens < end_ms)]
 
 
 def gaps(
@@ -80,6 +173,7 @@ def gaps(
     *,
     max_missing_share: float = 0.0,
     max_gap_bars: int = 0,
+    expected: _Stamps | None = None,
 ) -> CheckResult:
     """Check that few enough bars are missing in ``[start_ms, end_ms)``.
 
@@ -89,16 +183,18 @@ def gaps(
         Largest share of expected bars that may be missing.
     max_gap_bars
         Longest run of missing bars that is tolerated.
+    expected
+        As in :func:`find_gaps`.
     """
-    expected = len(timeframe.opens_between(start_ms, end_ms))
-    found = find_gaps(ts, timeframe, start_ms, end_ms)
+    due = len(_expected(timeframe, start_ms, end_ms, expected))
+    found = find_gaps(ts, timeframe, start_ms, end_ms, expected=expected)
     missing = sum(gap.bars for gap in found)
     if not found:
-        return CheckResult("gaps", True, 0, f"all {expected} {timeframe} bars are there")
+        return CheckResult("gaps", True, 0, f"all {due} {timeframe} bars are there")
     longest = max(found, key=lambda gap: gap.bars)
-    passed = missing <= max_missing_share * expected and longest.bars <= max_gap_bars
+    passed = missing <= max_missing_share * due and longest.bars <= max_gap_bars
     detail = (
-        f"{missing} of {expected} {timeframe} bars missing in {len(found)} gaps; the longest has {longest.bars} from "
+        f"{missing} of {due} {timeframe} bars missing in {len(found)} gaps; the longest has {longest.bars} from "
         f"{format_utc(longest.from_ts)} to {format_utc(longest.to_ts)}; allowed are {max_missing_share:.1%} "
         f"and {max_gap_bars} in a row"
     )

@@ -43,7 +43,14 @@ _VINTAGE_FILES: Final[Mapping[str, str]] = {
     "long_short_ratio": "global_long_short_account_ratio.parquet",
     "liquidations": "liquidation_aggregated.parquet",
     "taker_volume": "aggregated_taker_buy_sell_volume.parquet",
+    "open_interest_stablecoin": "open_interest_aggregated_stablecoin.parquet",
+    "open_interest_coin_margin": "open_interest_aggregated_coin_margin.parquet",
+    "top_position_ratio": "top_long_short_position_ratio.parquet",
 }
+# Recorded from a single exchange where the catalogue asks for three.
+_BINANCE_ONLY: Final = frozenset(
+    {"liquidations", "taker_volume", "open_interest_stablecoin", "open_interest_coin_margin"}
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Recording:
         Whether longer bars are made of it for markets of a longer timeframe.
     note
         What a user of the rows should know.
+    begins_late
+        Whether the columns begin later than the file.
     lag_ms
         How long after its close a bar is taken to have been known; None: as the catalogue says.
     """
@@ -77,18 +86,22 @@ class Recording:
     versions: bool = False
     resampled: bool = False
     note: str = ""
+    begins_late: bool = False
     lag_ms: int | None = None
 
 
 def _price(raw: _Values) -> _Values:
     typical = (raw["high"] + raw["low"] + raw["close"]) / 3
     prices = {name: raw[name] for name in ("open", "high", "low", "close")}
-    return {**prices, "volume_btc": raw["volume"], "volume_usd": raw["volume"] * typical}
+    return {**prices, "volume_coin": raw["volume"], "volume_usd": raw["volume"] * typical}
 
 
-def _shares(raw: _Values) -> _Values:
-    ratio = raw["lsr_global"]
-    return {"long_share": ratio / (1 + ratio), "short_share": 1 / (1 + ratio)}
+def _shares(column: str) -> Callable[[_Values], _Values]:
+    def convert(raw: _Values) -> _Values:
+        ratio = raw[column]
+        return {"long_share": ratio / (1 + ratio), "short_share": 1 / (1 + ratio)}
+
+    return convert
 
 
 def _renamed(scale: float = 1.0, **names: str) -> Callable[[_Values], _Values]:
@@ -106,6 +119,8 @@ def _vintage(series: str) -> Recording:
         return {col.name: raw[field] * col.scale for col, field in zip(columns, fields, strict=True)}
 
     note = "every version that was served; true observation times from 2025-05-14 on, earlier bars only as history"
+    if series in _BINANCE_ONLY:
+        note += "; Binance only"
     return Recording(f"coinglass_4h/{_VINTAGE_FILES[series]}", _4H, fields, convert, versions=True, note=note)
 
 
@@ -113,6 +128,25 @@ _DAILY_FILE: Final = "coinglass_btc_1d.parquet"
 # A later vintage holds what was known some time after the close, nobody recorded when: a full day is granted.
 _DAILY_LAG_MS: Final = DAY_MS
 _LATER: Final = "daily, a single later vintage: not point in time, taken as known one day after its close"
+
+
+def _daily_close(column: str, scale: float = 1.0, *, begins_late: bool = False) -> Recording:
+    return Recording(
+        _DAILY_FILE,
+        _1D,
+        (column,),
+        _renamed(scale, close=column),
+        note=f"{_LATER}; close only",
+        begins_late=begins_late,
+        lag_ms=_DAILY_LAG_MS,
+    )
+
+
+def _daily_shares(column: str) -> Recording:
+    note = f"{_LATER}; shares from the rounded ratio, a snapshot at the day's open"
+    return Recording(_DAILY_FILE, _1D, (column,), _shares(column), note=note, lag_ms=_DAILY_LAG_MS)
+
+
 _FUNDING_SETTLED: Final = Recording(
     "btcusdt_perp_funding_8h.parquet", _8H, ("funding_rate",), _renamed(rate="funding_rate")
 )
@@ -124,33 +158,17 @@ _ARCHIVE: Final[Mapping[str, Recording]] = {
         ("open", "high", "low", "close", "volume"),
         _price,
         resampled=True,
-        note="volume_usd is volume_btc x (high + low + close) / 3 of each hour: the turnover was not recorded",
+        note="volume_usd is volume_coin x (high + low + close) / 3 of each hour: the turnover was not recorded",
     ),
     "funding_settled": _FUNDING_SETTLED,
-    "open_interest": Recording(
-        _DAILY_FILE,
-        _1D,
-        ("oi_all_exch_usd",),
-        _renamed(close="oi_all_exch_usd"),
-        note=f"{_LATER}; close only",
-        lag_ms=_DAILY_LAG_MS,
-    ),
-    "funding_rate": Recording(
-        _DAILY_FILE,
-        _1D,
-        ("funding_oiw_close",),
-        _renamed(0.01, close="funding_oiw_close"),
-        note=f"{_LATER}; close only",
-        lag_ms=_DAILY_LAG_MS,
-    ),
-    "long_short_ratio": Recording(
-        _DAILY_FILE,
-        _1D,
-        ("lsr_global",),
-        _shares,
-        note=f"{_LATER}; shares from the rounded ratio, a snapshot at the day's open",
-        lag_ms=_DAILY_LAG_MS,
-    ),
+    "open_interest": _daily_close("oi_all_exch_usd"),
+    "funding_rate": _daily_close("funding_oiw_close", 0.01),
+    "long_short_ratio": _daily_shares("lsr_global"),
+    "top_account_ratio": _daily_shares("lsr_top_accounts"),
+    "top_position_ratio": _daily_shares("lsr_top_positions"),
+    "open_interest_stablecoin": _daily_close("oi_stable_coin"),
+    "open_interest_coin_margin": _daily_close("oi_coinm_usd"),
+    "funding_rate_volume": _daily_close("funding_volw_close", 0.01, begins_late=True),
     "liquidations": Recording(
         _DAILY_FILE,
         _1D,
@@ -189,6 +207,11 @@ class RecordedSource(SourceBase):
     name = ""
     _recordings: Mapping[str, Recording]
     _markets: tuple[Timeframe, ...]
+
+    @classmethod
+    def offers(cls) -> frozenset[str]:
+        """Return the series that this kind of source has."""
+        return frozenset(cls._recordings)
 
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder = folder
@@ -283,7 +306,11 @@ class RecordedSource(SourceBase):
         with self._lock:
             if series not in self._files:
                 record = read_recorded(
-                    self._folder / recording.file, recording.timeframe, recording.columns, versions=recording.versions
+                    self._folder / recording.file,
+                    recording.timeframe,
+                    recording.columns,
+                    versions=recording.versions,
+                    begins_late=recording.begins_late,
                 )
                 self._files[series] = record.closed()
             return self._files[series]

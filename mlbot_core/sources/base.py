@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlbot_core.market.batch import GapRecord, SeriesBatch
+from mlbot_core.market.catalogue import series_spec
 from mlbot_core.market.quality import find_gaps
 from mlbot_core.timeframe import Market, Timeframe
 
@@ -113,17 +114,26 @@ def gap_records(
     ts
         Open times that exist, UTC ms.
     bounds
-        Stretches ``(start_ms, end_ms, cause)``; a bar missing in a stretch has that cause.
+        Stretches ``(start_ms, end_ms, cause)``; a bar missing in a stretch has that cause. Where the catalogue
+        expects no bar (days without trading), none is missing.
     """
+    spec = series_spec(series)
     return tuple(
         GapRecord(series, symbol, timeframe, source, gap.from_ts, gap.to_ts, cause)
         for start_ms, end_ms, cause in bounds
-        for gap in find_gaps(ts, timeframe, start_ms, end_ms)
+        for gap in find_gaps(ts, timeframe, start_ms, end_ms, expected=spec.expected_opens(timeframe, start_ms, end_ms))
     )
 
 
 def fetch_many(
-    source: Source, series: Sequence[str], market: Market, start_ms: int, end_ms: int, *, threads: int = 4
+    source: Source,
+    series: Sequence[str],
+    market: Market,
+    start_ms: int,
+    end_ms: int,
+    *,
+    threads: int = 4,
+    progress: Callable[[str, SeriesBatch], None] | None = None,
 ) -> dict[str, SeriesBatch]:
     """Fetch several series at once, within the source's rate limit.
 
@@ -133,10 +143,23 @@ def fetch_many(
     ----------
     threads
         How many series are under way at the same time.
+    progress
+        Called in this thread with each series as it is complete.
+
+    Returns
+    -------
+    dict
+        Batches by name, in the order of ``series``.
     """
     with ThreadPoolExecutor(max_workers=max(1, min(threads, len(series)))) as pool:
-        futures = {name: pool.submit(source.fetch, name, market, start_ms, end_ms) for name in series}
+        futures = {pool.submit(source.fetch, name, market, start_ms, end_ms): name for name in series}
+        done: dict[str, SeriesBatch] = {}
         try:
-            return {name: future.result() for name, future in futures.items()}
+            for future in as_completed(futures):
+                name = futures[future]
+                done[name] = future.result()
+                if progress is not None:
+                    progress(name, done[name])
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+    return {name: done[name] for name in series}

@@ -8,7 +8,8 @@ Endpoints, units and behaviour: https://docs.coinglass.com and the notes in this
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mlbot_core.clock import Clock, format_utc
-from mlbot_core.errors import BadDataError, KeyRejectedError, PlanError, UsageError
-from mlbot_core.market.batch import SeriesBatch, column, empty_table, make_table
-from mlbot_core.market.catalogue import SeriesSpec, series_spec
+from mlbot_core.errors import KeyRejectedError, PlanError, UsageError
+from mlbot_core.market.batch import SeriesBatch, column, make_table
+from mlbot_core.market.catalogue import CATALOGUE, SeriesSpec, series_spec
 from mlbot_core.market.resample import resample
 from mlbot_core.sources.base import (
     CAUSE_BEFORE_HISTORY,
@@ -30,30 +31,23 @@ from mlbot_core.sources.base import (
     SourceBase,
     gap_records,
 )
-from mlbot_core.sources.paging import (
-    MAX_LIMIT,
-    Page,
-    Stitched,
-    Window,
-    halve,
-    lacks_bars,
-    leading_zeros,
-    plan_windows,
-    stitch,
-)
+from mlbot_core.sources.chunks import Chunk, pages_by_chunk, windows_over
+from mlbot_core.sources.coinglass_calls import TWO_HOURS, Endpoints, stitched
+from mlbot_core.sources.paging import MAX_LIMIT, Page, Stitched, Window, leading_zeros
 from mlbot_core.sources.plans import INTERVALS, Plan, plan_of
-from mlbot_core.sources.rows import parse_rows, served_columns
-from mlbot_core.sources.transport import IntervalRefusedError, RequestRefusedError, Transport, UpstreamError
+from mlbot_core.sources.rows import served_columns
+from mlbot_core.sources.transport import RequestRefusedError, Transport
 from mlbot_core.timeframe import DAY_MS, Market, Timeframe
 
 SUBSCRIPTION: Final = "/api/user/account/subscription"
 _ONE_HOUR: Final = Timeframe(60)
-_TWO_HOURS: Final = Timeframe(120)
-# A re-asked window grows by a bar at each end and the server may add one of its own at each end.
-_SPARE: Final = 4
 # How far the first bar of a plan may lie from where we think it is: time passes between the two.
 _PLAN_EDGE_BARS: Final = 2
 _LATE_BARS: Final = 2
+# Windows under way at a time in a long fetch: an answer may take seconds, and the pace is the bucket's to keep.
+_AHEAD: Final = 2
+# What a crash may cost of one series: as many calls, which is seconds on the slowest plan.
+_CALLS_PER_CHUNK: Final = 4
 
 
 @dataclass(frozen=True)
@@ -73,8 +67,20 @@ class Subscription:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """What one fetch is about: ``base`` bars are asked for, ``target`` bars come of them."""
+
+    spec: SeriesSpec
+    market: Market
+    base: Timeframe
+    target: Timeframe
+    lag: int
+    earliest: int | None
+
+
+@dataclass(frozen=True)
 class _Collected:
-    """Bars as the endpoint gave them, with what has to be said about them."""
+    """Bars of a stretch as the endpoint gave them, with what has to be said about them."""
 
     bars: Stitched
     padded: bool
@@ -102,10 +108,14 @@ class CoinglassSource(SourceBase):
         self._clock = clock
         self._lock = threading.Lock()
         self._subscription: Subscription | None = None
-        self._native_2h: dict[str, bool] = {}
-        self._spelling: dict[tuple[str, Timeframe], str] = {}
-        self._window_bars = limit - _SPARE
-        self._bars_of: dict[str, int] = {}
+        self._endpoints = Endpoints(transport, limit)
+        # bars worth fetching before they are stored
+        self.chunk_bars = _CALLS_PER_CHUNK * self._endpoints.window_bars
+
+    @staticmethod
+    def offers() -> frozenset[str]:
+        """Return the series that Coinglass has an endpoint for, whatever the key's plan."""
+        return frozenset(name for name, spec in CATALOGUE.items() if spec.endpoint is not None)
 
     def __repr__(self) -> str:
         return f"CoinglassSource({self.name!r}, {self._transport!r})"
@@ -146,23 +156,43 @@ class CoinglassSource(SourceBase):
         """Return what the key's plan serves of a series; None if nothing (see :meth:`why_not`)."""
         if self.why_not(series, market):
             return None
-        plan = self.subscription().plan
-        earliest = plan.earliest_ms(market.timeframe, self._clock.now_ms())
+        spec, plan = series_spec(series), self.subscription().plan
         note = f"plan {plan.level}"
-        if market.timeframe == _TWO_HOURS:
+        if spec.caveat:
+            note += f"; {spec.caveat}"
+        if spec.native is not None:
+            return Served(spec.native, None, None, note)
+        earliest = plan.earliest_ms(market.timeframe, self._clock.now_ms())
+        if market.timeframe == TWO_HOURS:
             note += "; 2h bars native where the endpoint serves them, else from 1h"
         return Served(market.timeframe, earliest, None, note)
 
     def why_not(self, series: str, market: Market) -> str:
         """Return why a series is not served for a market; empty if it is."""
-        return self._not_offered(series, market) or self._not_in_plan(market.timeframe)
+        return self._not_offered(series, market) or self._not_included(series_spec(series), market.timeframe)
 
     def _not_offered(self, series: str, market: Market) -> str:
-        if series_spec(series).endpoint is None:
+        spec = series_spec(series)
+        if spec.endpoint is None:
             return f"Coinglass has no endpoint for {series}"
-        if market.timeframe != _TWO_HOURS and str(market.timeframe) not in INTERVALS:
+        if spec.symbols is not None and market.symbol not in spec.symbols:
+            return f"{series} is about {', '.join(spec.symbols)} only, not {market.symbol}"
+        if spec.native is not None:
+            if spec.native < market.timeframe:
+                return f"{series} has bars of {spec.native}, shorter than {market.timeframe}"
+            return ""
+        if market.timeframe != TWO_HOURS and str(market.timeframe) not in INTERVALS:
             return f"Coinglass has no {market.timeframe} bars; it serves {', '.join(INTERVALS)} and 2h"
         return ""
+
+    def _not_included(self, spec: SeriesSpec, timeframe: Timeframe) -> str:
+        """Return why the key does not reach a series: by the plan's table, or because the server has said so."""
+        plan = self.subscription().plan
+        if not plan.includes(spec.plan):
+            return f"{spec.name} begins with plan {spec.plan.upper()}, this key has {plan.level}"
+        if refusal := self._endpoints.refusal(spec, spec.native or timeframe):
+            return refusal
+        return "" if spec.native is not None else self._not_in_plan(timeframe)
 
     def _not_in_plan(self, timeframe: Timeframe) -> str:
         plan = self.subscription().plan
@@ -182,146 +212,171 @@ class CoinglassSource(SourceBase):
         SourceError
             If the server did not deliver; the subclass says how.
         """
+        (batch,) = self._batches(series, market, [(start_ms, end_ms)], ahead=1)
+        return batch
+
+    def fetch_chunks(self, series: str, market: Market, bounds: Iterable[tuple[int, int]]) -> Iterator[SeriesBatch]:
+        """Yield one batch for each ``(start_ms, end_ms)``, in order, while the next windows are already on their way.
+
+        Stretches that follow one another share calls, and a whole history is asked for once. A stretch without bars is
+        held back until a later one tells whether history had not begun or the source returned nothing.
+
+        Parameters
+        ----------
+        bounds
+            Ascending stretches that the caller stores one by one, about :attr:`chunk_bars` long, so that a crash
+            loses little.
+
+        Raises
+        ------
+        UsageError, PlanError, SourceError
+            As :meth:`fetch`, when the stretch that failed is due; those before it have been yielded.
+        """
+        return self._batches(series, market, list(bounds), ahead=_AHEAD)
+
+    def _batches(
+        self, series: str, market: Market, bounds: Sequence[tuple[int, int]], *, ahead: int
+    ) -> Generator[SeriesBatch, None, None]:
+        asked = self._asked(series, market)
+        chunks = [self._chunk(asked, *bound) for bound in bounds]
+        begun = False
+        silent: list[tuple[Chunk, _Collected]] = []
+        with closing(self._pages(asked, chunks, ahead)) as arriving:
+            for chunk, pages in zip(chunks, arriving, strict=True):
+                got = _collected(asked, chunk, pages, begun=begun)
+                if not begun and chunk.asks and len(got.bars.ts) == 0:
+                    silent.append((chunk, got))
+                    continue
+                if len(got.bars.ts):
+                    for earlier, nothing in silent:
+                        yield self._batch(asked, earlier, nothing, begun=False, history=CAUSE_BEFORE_HISTORY)
+                    silent = []
+                    yield self._batch(asked, chunk, got, begun=begun)
+                    begun = True
+                elif silent:
+                    silent.append((chunk, got))
+                else:
+                    yield self._batch(asked, chunk, got, begun=begun)
+        for chunk, nothing in silent:
+            yield self._batch(asked, chunk, nothing, begun=False)
+
+    def _asked(self, series: str, market: Market) -> _Asked:
         if reason := self._not_offered(series, market):
             raise UsageError(f"{series} {market}: {reason}")
-        if reason := self._not_in_plan(market.timeframe):
+        spec = series_spec(series)
+        if reason := self._not_included(spec, market.timeframe):
             raise PlanError(f"{series} {market}: {reason}; choose a longer interval or another plan")
-        spec, target = series_spec(series), market.timeframe
+        target = spec.native or market.timeframe
         base = self._base_timeframe(spec, market)
-        now = self._clock.now_ms()
-        first, stop = target.ceil(start_ms), min(target.ceil(end_ms), target.floor(now))
-        if stop <= first:
-            return SeriesBatch(series, market.symbol, target, self.name, empty_table(series))
-        earliest = self.subscription().plan.earliest_ms(base, now)
-        begin = first if earliest is None else min(max(first, base.ceil(earliest)), stop)
-        got = self._collect(spec, market.symbol, base, begin, stop)
-        notes = got.notes if base == target else (*got.notes, f"{target} bars made of {base} bars")
-        table = resample(_table(spec, got.bars), series, base, target)
-        ts = column(table, "ts")
-        bounds = self._causes(ts, target, first, target.ceil(begin), stop, earliest, got.padded)
-        gaps = gap_records(series, market.symbol, target, self.name, ts, bounds)
-        return SeriesBatch(series, market.symbol, target, self.name, table, gaps, recorded=False, notes=notes)
+        earliest = None if spec.native else self.subscription().plan.earliest_ms(base, self._clock.now_ms())
+        return _Asked(spec, market, base, target, spec.lag_ms(target), earliest)
+
+    def _chunk(self, asked: _Asked, start_ms: int, end_ms: int) -> Chunk:
+        target = asked.target
+        first = target.ceil(start_ms)
+        # a bar that may still move is left for later, live and in history alike: see SeriesSpec.lag_ms
+        stop = max(first, min(target.ceil(end_ms), target.floor(self._clock.now_ms() - asked.lag)))
+        begin = first if asked.earliest is None else min(max(first, asked.base.ceil(asked.earliest)), stop)
+        return Chunk(first, begin, stop)
 
     def _base_timeframe(self, spec: SeriesSpec, market: Market) -> Timeframe:
         """Return the interval to ask for: the market's own, or 1h where 2h is asked and not native."""
-        if market.timeframe != _TWO_HOURS:
-            return market.timeframe
-        endpoint = _endpoint(spec)
-        with self._lock:
-            known = self._native_2h.get(endpoint)
-        if known is None:
-            known = self._probe_2h(spec, market.symbol)
-            with self._lock:
-                self._native_2h[endpoint] = known
-        if known:
-            return _TWO_HOURS
+        if spec.native is not None or market.timeframe != TWO_HOURS:
+            return spec.native or market.timeframe
+        if self._endpoints.native_2h(spec, market.symbol):
+            return TWO_HOURS
         if reason := self._not_in_plan(_ONE_HOUR):
             raise PlanError(f"{spec.name} {market}: 2h bars are not native here and {reason}; choose 4h")
         return _ONE_HOUR
 
-    def _probe_2h(self, spec: SeriesSpec, symbol: str) -> bool:
-        """Ask for three 2h bars: the documentation contradicts itself on whether an endpoint knows them."""
-        params = {**_params(spec, symbol), "interval": "2h", "limit": 3}
-        try:
-            answer = self._transport.get(_endpoint(spec), params)
-            page = parse_rows(answer.data, spec, _TWO_HOURS, answer.asked_at, answer.received_at)
-        except (RequestRefusedError, PlanError, BadDataError):
-            # refused, off the 2h grid or of another shape: not native; an outage would be no answer and is raised
-            return False
-        return len(page.ts) >= 2 and bool((np.diff(page.ts) == _TWO_HOURS.ms).all())
+    def _pages(self, asked: _Asked, chunks: Sequence[Chunk], ahead: int) -> Generator[list[Page], None, None]:
+        """Yield the pages of each stretch; an endpoint without bounds is asked once for all of them."""
+        spec, symbol = asked.spec, asked.market.symbol
+        if spec.native is None:
 
-    def _collect(self, spec: SeriesSpec, symbol: str, timeframe: Timeframe, begin: int, stop: int) -> _Collected:
-        """Ask for every bar in [begin, stop), windows with something missing once more."""
-        pages: list[Page] = []
-        for window in plan_windows(begin, stop, timeframe, self._window_bars):
-            got = self._pages(spec, symbol, timeframe, window)
-            pages += got
-            if lacks_bars(_merged(got, spec), window, timeframe):
-                wider = Window(window.first_ts - timeframe.ms, window.last_ts + timeframe.ms)
-                pages += self._pages(spec, symbol, timeframe, wider)
-        bars = stitch(pages, len(served_columns(spec)))
-        bars = bars.select((bars.ts >= begin) & (bars.ts < stop))
-        zeros = leading_zeros(bars, DAY_MS, timeframe)
-        notes = [note for page in pages for note in page.notes]
-        if zeros:
-            notes.append(f"{zeros} rows of zero padding dropped")
-            bars = bars.select(np.arange(len(bars.ts)) >= zeros)
-        return _Collected(bars, zeros > 0, tuple(dict.fromkeys(notes)))
+            def ask(window: Window) -> list[Page]:
+                return self._endpoints.window(spec, symbol, asked.base, window)
 
-    def _pages(self, spec: SeriesSpec, symbol: str, timeframe: Timeframe, window: Window) -> list[Page]:
-        """Ask for one window, in two halves once the server has failed on a whole one."""
-        endpoint = _endpoint(spec)
-        most = self._bars_of.get(endpoint, self._window_bars + 2)
-        parts = plan_windows(window.first_ts, window.last_ts + timeframe.ms, timeframe, most)
-        try:
-            return [self._page(spec, symbol, timeframe, part) for part in parts]
-        except UpstreamError:
-            halves = halve(window, timeframe)
-            if len(parts) > 1 or len(halves) == 1:
-                raise
-            self._bars_of[endpoint] = max(half.bars(timeframe) for half in halves)
-            return [self._page(spec, symbol, timeframe, half) for half in halves]
+            windows = windows_over(chunks, asked.base, self._endpoints.window_bars)
+            yield from pages_by_chunk(chunks, windows, asked.base, ask, ahead=ahead)
+            return
+        whole: list[Page] | None = None
+        for chunk in chunks:
+            if chunk.asks and whole is None:
+                whole = self._endpoints.whole(spec, symbol, asked.base, max(chunk.stop for chunk in chunks))
+            yield whole or []
 
-    def _page(self, spec: SeriesSpec, symbol: str, timeframe: Timeframe, window: Window) -> Page:
-        endpoint = _endpoint(spec)
-        spelling = self._spelling.get((endpoint, timeframe), str(timeframe))
-        params: dict[str, str | int] = {
-            **_params(spec, symbol),
-            "interval": spelling,
-            "limit": window.bars(timeframe) + 2,
-            "start_time": window.first_ts,
-            # the last bar's own last moment: it is inside whether or not the bound is inclusive
-            "end_time": window.last_ts + timeframe.ms - 1,
-        }
-        try:
-            answer = self._transport.get(endpoint, params)
-        except IntervalRefusedError:
-            legacy = f"{spelling[-1]}{spelling[:-1]}"
-            if spelling != str(timeframe):
-                raise
-            answer = self._transport.get(endpoint, {**params, "interval": legacy})
-            self._spelling[(endpoint, timeframe)] = legacy
-        return parse_rows(answer.data, spec, timeframe, answer.asked_at, answer.received_at)
+    def _batch(
+        self, asked: _Asked, chunk: Chunk, got: _Collected, *, begun: bool, history: str | None = None
+    ) -> SeriesBatch:
+        """Return the batch of a stretch, its missing bars recorded with their causes.
+
+        Parameters
+        ----------
+        begun
+            Whether older bars of the series have been served.
+        history
+            Why a stretch without bars has none, where a later one has told.
+        """
+        series, symbol, target = asked.spec.name, asked.market.symbol, asked.target
+        table = resample(_table(asked.spec, got.bars), series, asked.base, target)
+        ts = column(table, "ts")
+        bounds = tuple(self._causes(ts, asked, chunk, got.padded, begun, history))
+        gaps = gap_records(series, symbol, target, self.name, ts, bounds)
+        made = () if asked.base == target or len(ts) == 0 else (f"{target} bars made of {asked.base} bars",)
+        notes = (*got.notes, *made, *_cut(chunk, ts, bounds))
+        return SeriesBatch(series, symbol, target, self.name, table, gaps, notes=notes, publication_lag_ms=asked.lag)
 
     def _causes(
         self,
         ts: npt.NDArray[np.int64],
-        timeframe: Timeframe,
-        first: int,
-        begin: int,
-        stop: int,
-        earliest: int | None,
+        asked: _Asked,
+        chunk: Chunk,
         padded: bool,
+        begun: bool,
+        history: str | None,
     ) -> Iterator[tuple[int, int, str]]:
         """Cut [first, stop) into stretches with the cause that a bar missing there has."""
-        plan = self.subscription().plan
+        plan, timeframe = self.subscription().plan, asked.target
         beyond_plan = f"before the history of plan {plan.level} ({plan.depth_days(timeframe)} days at {timeframe})"
-        yield first, begin, beyond_plan
-        if len(ts) == 0:
-            yield begin, stop, CAUSE_PADDING if padded else CAUSE_NOTHING
+        begin, stop = min(timeframe.ceil(chunk.begin), chunk.stop), chunk.stop
+        yield chunk.first, begin, beyond_plan
+        head, tail = begin, begin
+        if len(ts):
+            head, tail = int(ts[0]), int(ts[-1]) + timeframe.ms
+            at_plan_edge = asked.earliest is not None and head <= asked.earliest + _PLAN_EDGE_BARS * timeframe.ms
+            before = beyond_plan if at_plan_edge else CAUSE_BEFORE_HISTORY
+            yield begin, head, CAUSE_PADDING if padded else CAUSE_NOTHING if begun else before
+            yield head, tail, CAUSE_NOTHING
+        elif padded or history is not None:
+            yield begin, stop, CAUSE_PADDING if padded else str(history)
             return
-        head, tail = int(ts[0]), int(ts[-1]) + timeframe.ms
-        at_plan_edge = earliest is not None and head <= earliest + _PLAN_EDGE_BARS * timeframe.ms
-        yield begin, head, CAUSE_PADDING if padded else (beyond_plan if at_plan_edge else CAUSE_BEFORE_HISTORY)
-        yield head, tail, CAUSE_NOTHING
-        newest = timeframe.floor(self._clock.now_ms())
-        late = stop >= newest and stop - tail <= _LATE_BARS * timeframe.ms
+        # the newest bar that has settled ends here or, as time went on, one bar later
+        newest = timeframe.floor(self._clock.now_ms() - asked.lag)
+        late = (begun or len(ts) > 0) and stop >= newest and stop - tail <= _LATE_BARS * timeframe.ms
         yield tail, stop, CAUSE_NOT_YET if late else CAUSE_NOTHING
 
 
-def _endpoint(spec: SeriesSpec) -> str:
-    if spec.endpoint is None:
-        raise UsageError(f"Coinglass has no endpoint for {spec.name}")
-    return spec.endpoint
+def _collected(asked: _Asked, chunk: Chunk, pages: list[Page], *, begun: bool) -> _Collected:
+    """Return the bars of a stretch; zeros at the head of history are padding, later ones are values."""
+    bars = stitched(pages, asked.spec)
+    bars = bars.select((bars.ts >= chunk.begin) & (bars.ts < chunk.stop))
+    zeros = leading_zeros(bars, DAY_MS, asked.base) if asked.spec.padded and not begun else 0
+    notes = [note for page in pages for note in page.notes]
+    if zeros:
+        notes.append(f"{zeros} rows of zero padding dropped")
+        bars = bars.select(np.arange(len(bars.ts)) >= zeros)
+    return _Collected(bars, zeros > 0, tuple(dict.fromkeys(notes)))
 
 
-def _params(spec: SeriesSpec, symbol: str) -> dict[str, str | int]:
-    return {name: text.format(symbol=symbol, pair=f"{symbol}USDT") for name, text in spec.params.items()}
-
-
-def _merged(pages: list[Page], spec: SeriesSpec) -> Page:
-    bars = stitch(pages, len(served_columns(spec)))
-    return Page(bars.ts, bars.values, 0)
+def _cut(chunk: Chunk, ts: npt.NDArray[np.int64], bounds: Sequence[tuple[int, int, str]]) -> tuple[str, ...]:
+    """Return a note where the answer begins later than was asked: Coinglass cuts in silence, we do not."""
+    begins = int(ts[0]) if len(ts) else chunk.stop
+    causes = dict.fromkeys(cause for start, end, cause in bounds if start < end <= begins)
+    if begins <= chunk.first or not causes:
+        return ()
+    served = f"served from {format_utc(begins)} on" if len(ts) else f"nothing served before {format_utc(begins)}"
+    return (f"asked from {format_utc(chunk.first)}, {served}: {'; '.join(causes)}",)
 
 
 def _table(spec: SeriesSpec, bars: Stitched) -> pa.Table:

@@ -54,7 +54,7 @@ _RATE: Final = re.compile(r"too many requests|rate limit")
 _INTERVAL: Final = re.compile(r"\binterval\b")
 
 
-def read_envelope(status: int, body: bytes, container: type) -> Envelope:
+def read_envelope(status: int, body: bytes, container: type | tuple[type, ...]) -> Envelope:
     """Judge one answer.
 
     Parameters
@@ -64,7 +64,7 @@ def read_envelope(status: int, body: bytes, container: type) -> Envelope:
     body
         The body as received.
     container
-        Type that ``data`` must have in a successful answer: ``list`` or ``dict``.
+        Type that ``data`` must have in a successful answer: ``list`` or ``dict``, or either.
     """
     try:
         parsed = json.loads(body)
@@ -80,7 +80,8 @@ def read_envelope(status: int, body: bytes, container: type) -> Envelope:
         return Envelope(outcome, status, code, msg)
     data = parsed.get("data")
     if not isinstance(data, container):
-        return Envelope(Outcome.MALFORMED, status, code, f"data is {type(data).__name__}, not {container.__name__}")
+        wanted = " or ".join(t.__name__ for t in (container if isinstance(container, tuple) else (container,)))
+        return Envelope(Outcome.MALFORMED, status, code, f"data is {type(data).__name__}, not {wanted}")
     return Envelope(Outcome.OK, status, code, msg, data)
 
 

@@ -10,6 +10,9 @@ from mlbot_core.config.settings import COINGLASS_URL, SOURCE_NAMES
 from mlbot_core.errors import ConfigError, UsageError
 from mlbot_core.sources.archive import ArchiveSource, VintageArchiveSource
 from mlbot_core.sources.base import Source
+from mlbot_core.sources.bybit import BYBIT_URL, BybitSource
+from mlbot_core.sources.bybit_http import BybitClient
+from mlbot_core.sources.bybit_pace import Pace
 from mlbot_core.sources.coinglass import CoinglassSource
 from mlbot_core.sources.transport import Transport
 
@@ -30,10 +33,10 @@ def open_source(
     Parameters
     ----------
     name
-        ``coinglass``, ``emulator``, ``archive`` or ``archive-vintages``.
+        ``coinglass``, ``emulator``, ``bybit``, ``archive`` or ``archive-vintages``.
     base_url
-        Server of the two Coinglass kinds; by default ``settings.coinglass_url``, else (for ``coinglass``) the
-        real one. The emulator has to be running already.
+        Server of the two Coinglass kinds and of Bybit; by default ``settings.coinglass_url`` and
+        ``settings.bybit_url``, else the real ones. The emulator has to be running already.
     key
         API key; by default the configured one for ``coinglass`` and the emulator's documented one for ``emulator``.
 
@@ -48,6 +51,9 @@ def open_source(
         return ArchiveSource(settings.archive_dir, clock)
     if name == "archive-vintages":
         return VintageArchiveSource(settings.archive_dir, clock)
+    if name == "bybit":
+        address = base_url or settings.bybit_url or BYBIT_URL
+        return BybitSource(BybitClient(address, Pace(address, clock, folder=settings.home / "ratelimit")), clock)
     if name not in ("coinglass", "emulator"):
         raise UsageError(f"source {name!r} is unknown; choose one of {', '.join(SOURCE_NAMES)}")
     secret = SecretStr(key) if isinstance(key, str) else key

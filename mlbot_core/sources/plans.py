@@ -52,6 +52,11 @@ class Plan:
             return None
         return timeframe.floor(now_ms) - (days * DAY_MS // timeframe.ms - 1) * timeframe.ms
 
+    def includes(self, smallest: str) -> bool:
+        """Return whether the plan is ``smallest`` or a bigger one; an unknown plan is taken to include everything."""
+        levels = list(PLANS)
+        return self.level not in PLANS or levels.index(self.level) >= levels.index(smallest.upper())
+
     @property
     def finest(self) -> str:
         """The shortest interval in the plan, or ``any``."""

@@ -14,12 +14,13 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +34,11 @@ DEFAULT_PER_MINUTE: Final = 30
 PACE: Final = 0.8
 _POLL_S: Final = 0.25
 _LONGEST_WAIT_S: Final = 120.0
+# A record always has this many bytes, so that one write replaces it: a process that is killed leaves the old record
+# or the new one, never an empty file, which would read as a full bucket.
+_RECORD_BYTES: Final = 192
+# A header that allows more than anybody sells is a mistake (and would not fit the record).
+_MOST_PER_MINUTE: Final = 1_000_000
 
 
 @dataclass
@@ -89,22 +95,21 @@ class RateLimiter:
         waited = 0.0
         with self._shared() as state:
             state.tokens -= 1
-            pause = max(0.0, -state.tokens / _rate(state.per_minute))
-        while True:
-            with self._shared() as state:
-                pause = max(pause, state.closed_until - self._monotonic())
-            if pause <= 0:
-                return waited
+            pause = max(0.0, -state.tokens / _rate(state.per_minute), state.closed_until - self._monotonic())
+        while pause > 0:
             self._sleep(pause)
             waited += pause
-            pause = 0.0
+            # somebody may have learnt meanwhile that nobody may call
+            with self._shared() as state:
+                pause = max(0.0, state.closed_until - self._monotonic())
+        return waited
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Take the allowance and the use of the running minute from an answer's headers, where they are given."""
         allowed = _count(headers.get(MAX_HEADER))
         used = _count(headers.get(USE_HEADER))
         with self._shared() as state:
-            if allowed is not None and allowed > 0 and allowed != state.per_minute:
+            if allowed is not None and 0 < allowed <= _MOST_PER_MINUTE and allowed != state.per_minute:
                 # calls already paced at the old rate stay counted; only the room for a burst changes
                 state.tokens += _burst(allowed) - _burst(state.per_minute)
                 state.per_minute = allowed
@@ -152,18 +157,22 @@ class RateLimiter:
                 _refill(self._state, self._monotonic())
                 yield self._state
                 return
-            with self._path.open("a+", encoding="ascii") as file:
+            # opened anew each time, which costs microseconds: a file that somebody removed is then made again
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                file.seek(0)
-                state = _decode(file.read()) or _full(self._state.per_minute, self._monotonic())
-                _refill(state, self._monotonic())
+                now = self._monotonic()
+                state = _decode(os.pread(file, _RECORD_BYTES, 0)) or _full(self._state.per_minute, now)
+                _refill(state, now)
+                before = replace(state)
                 try:
                     yield state
                 finally:
-                    file.seek(0)
-                    file.truncate()
-                    file.write(json.dumps(asdict(state)))
-                    file.flush()
+                    # what only time has changed is worked out anew by the next reader
+                    if state != before:
+                        os.pwrite(file, _encode(state), 0)
+            finally:
+                os.close(file)
 
 
 def bucket_path(folder: Path, host: str, key: str) -> Path:
@@ -194,10 +203,14 @@ def _refill(state: BucketState, now: float) -> None:
     state.at = now
 
 
-def _decode(text: str) -> BucketState | None:
-    """Read a shared state; None if there is none or it is damaged (a full bucket is then the safe start)."""
+def _encode(state: BucketState) -> bytes:
+    return json.dumps(asdict(state)).encode("ascii").ljust(_RECORD_BYTES - 1) + b"\n"
+
+
+def _decode(record: bytes) -> BucketState | None:
+    """Read a shared state; None if there is none or it is damaged (a bucket is then full)."""
     try:
-        raw = json.loads(text)
+        raw = json.loads(record)
         state = BucketState(**{field.name: raw[field.name] for field in fields(BucketState)})
     except (ValueError, TypeError, KeyError):
         return None

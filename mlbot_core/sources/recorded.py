@@ -69,7 +69,9 @@ class Recorded:
         return Recorded(self.path, self.timeframe, self.ts[keep], self.observed_at[keep], values)
 
 
-def read_recorded(path: Path, timeframe: Timeframe, columns: Sequence[str], *, versions: bool) -> Recorded:
+def read_recorded(
+    path: Path, timeframe: Timeframe, columns: Sequence[str], *, versions: bool, begins_late: bool = False
+) -> Recorded:
     """Read the named columns of a file and check everything that can be checked.
 
     Parameters
@@ -78,6 +80,8 @@ def read_recorded(path: Path, timeframe: Timeframe, columns: Sequence[str], *, v
         Value columns to read; others are ignored.
     versions
         Whether the file has ``observed_at`` and several rows a bar.
+    begins_late
+        The columns may begin after the file does: rows without a value before the first one are left out.
 
     Raises
     ------
@@ -94,6 +98,9 @@ def read_recorded(path: Path, timeframe: Timeframe, columns: Sequence[str], *, v
     if table.num_rows == 0:
         raise BadDataError(f"{path} has no rows; {_RESTORE}")
     stamps = {name: _stamps(path, table, name) for name in times}
+    if begins_late:
+        table = _from_first_value(table, columns)
+        stamps = {name: _stamps(path, table, name) for name in times}
     values = {name: _floats(path, table, name) for name in columns}
     ts, observed = stamps["ts"], stamps.get("observed_at")
     off = ts % timeframe.ms != 0
@@ -109,6 +116,14 @@ def read_recorded(path: Path, timeframe: Timeframe, columns: Sequence[str], *, v
             f"sorted by {', '.join(times)} and unique; {_RESTORE}"
         )
     return Recorded(path, timeframe, ts, observed, values)
+
+
+def _from_first_value(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Return the table from the first row on that has a value in every column; all of it if there is none."""
+    missing = np.zeros(table.num_rows, dtype=np.bool_)
+    for name in columns:
+        missing |= np.asarray(table.column(name).is_null(nan_is_null=True).to_numpy(), dtype=np.bool_)
+    return table if missing.all() else table.slice(int(np.argmin(missing)))
 
 
 def _read(path: Path, columns: list[str]) -> pa.Table:

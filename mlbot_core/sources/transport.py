@@ -6,6 +6,7 @@ The key is put on a request at the moment it is sent and is cut out of every tex
 from __future__ import annotations
 
 import ipaddress
+import logging
 import random
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -27,6 +28,8 @@ from mlbot_core.errors import (
 )
 from mlbot_core.sources.envelope import Envelope, Outcome, read_envelope
 from mlbot_core.sources.ratelimit import RateLimiter, bucket_path
+
+_LOG = logging.getLogger(__name__)
 
 KEY_HEADER: Final = "CG-API-KEY"
 TIMEOUT: Final = httpx.Timeout(15.0, connect=5.0)
@@ -133,7 +136,7 @@ class Transport:
         """Close the connections."""
         self._client.close()
 
-    def get(self, path: str, params: Mapping[str, str | int], container: type = list) -> Answer:
+    def get(self, path: str, params: Mapping[str, str | int], container: type | tuple[type, ...] = list) -> Answer:
         """Make one call, retried as the error map of the reference says.
 
         Parameters
@@ -155,6 +158,8 @@ class Transport:
             If the server failed, sent what is not an answer, or could not be reached, four times in a row.
         """
         failures = refusals = 0
+        began = time.monotonic()
+        problems: list[str] = []
         while True:
             self.limiter.acquire()
             asked_at = self._clock.now_ms()
@@ -170,9 +175,12 @@ class Transport:
                 retry_after = _seconds(response.headers.get("retry-after"))
                 envelope = read_envelope(response.status_code, self._without_key(response.content), container)
                 if envelope.outcome is Outcome.OK:
+                    if problems:
+                        _report(path, params, problems, time.monotonic() - began)
                     return Answer(envelope.data, asked_at, max(asked_at, self._clock.now_ms()))
                 problem = f"HTTP {envelope.status}, code {envelope.code}, {envelope.msg or 'no message'}"
-            what = f"Coinglass {path} ({_describe(params)}): {_one_line(problem)}"
+            problems.append(_one_line(problem))
+            what = f"Coinglass {path} ({_describe(params)}): {problems[-1]}"
             if envelope is not None and envelope.outcome is Outcome.RATE_LIMITED:
                 if refusals >= RETRIES:
                     _fail(RateLimitedError(f"{what}; still refused after {refusals} waits, try again later"))
@@ -188,6 +196,16 @@ class Transport:
     def _without_key(self, text: bytes) -> bytes:
         """Cut the key out of what came from outside: a server may quote it in its answer."""
         return text.replace(self._key.get_secret_value().encode(), b"***")
+
+
+def _report(path: str, params: Mapping[str, str | int], problems: list[str], seconds: float) -> None:
+    """Write one line for a call that was answered in the end; one that was not ends in an error that says it."""
+    counts = {problem: problems.count(problem) for problem in problems}
+    told = "; ".join(problem if count == 1 else f"{count} times {problem}" for problem, count in counts.items())
+    _LOG.warning(
+        "Coinglass %s (%s): answered after %d failed attempts and %.1f s: %s",
+        path, _describe(params), len(problems), seconds, told,
+    )  # fmt: skip
 
 
 def _one_line(text: str) -> str:

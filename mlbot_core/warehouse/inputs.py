@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import duckdb
 
 from mlbot_core.errors import MissingDataError, WarehouseError
-from mlbot_core.market import CATALOGUE
+from mlbot_core.market import CATALOGUE, CORE_SERIES
 from mlbot_core.timeframe import DAY_MS, Market, Month, Timeframe
 from mlbot_core.warehouse.bitemporal import Settled, settled
 from mlbot_core.warehouse.ingest import RAW_CHECKS, partition_name
-from mlbot_core.warehouse.partitions import made_partitions, require
+from mlbot_core.warehouse.partitions import Accepted, require_many
 from mlbot_core.warehouse.store import Warehouse
 
 # an as-of join needs the bar before the window, which for daily series is up to two days back
@@ -64,7 +64,7 @@ class Window:
     before_ms, after_ms
         How far the reading reaches beyond the months, ms.
     series
-        Names in the catalogue; all by default.
+        Names in the catalogue; those that features are made of by default.
     """
 
     source: str
@@ -73,7 +73,7 @@ class Window:
     settle_delay_ms: int
     before_ms: int = 0
     after_ms: int = 0
-    series: tuple[str, ...] = tuple(CATALOGUE)
+    series: tuple[str, ...] = CORE_SERIES
 
     @property
     def start_ms(self) -> int:
@@ -86,10 +86,13 @@ class Window:
         return max(self.months).end_ms + self.after_ms
 
 
-def read_inputs(warehouse: Warehouse, window: Window, *, known_by_ms: int) -> MarketInputs:
+def read_inputs(
+    warehouse: Warehouse, window: Window, *, known_by_ms: int, snapshot_ms: int | None = None
+) -> MarketInputs:
     """Read the settled series of a window, refusing what failed its checks.
 
     The requested months must have been made; months around them are read as far as they exist, and must be good too.
+    ``known_by_ms`` is T; ``snapshot_ms`` is S (default: T), for example that of a named snapshot.
 
     Raises
     ------
@@ -101,9 +104,12 @@ def read_inputs(warehouse: Warehouse, window: Window, *, known_by_ms: int) -> Ma
     read: dict[str, Settled] = {}
     versions: dict[str, str] = {}
     notes: dict[str, None] = {}
+    around = [partition_name(window.market, month) for month in Month.span(window.start_ms, window.end_ms)]
+    requested = [partition_name(window.market, month) for month in window.months]
     with warehouse.read() as con:
+        accepted = require_many(con, dict.fromkeys(window.series, around), window.source, requested, RAW_CHECKS)
         for series in window.series:
-            timeframe = _stored_timeframe(con, window, series, versions, notes)
+            timeframe = _stored_timeframe(window, series, accepted[series], versions, notes)
             if timeframe is None:
                 continue
             read[series] = settled(
@@ -116,27 +122,23 @@ def read_inputs(warehouse: Warehouse, window: Window, *, known_by_ms: int) -> Ma
                 end_ms=window.end_ms,
                 settle_delay_ms=window.settle_delay_ms,
                 known_by_ms=known_by_ms,
+                snapshot_ms=snapshot_ms,
             )
     if "price" in window.series and not read.get("price"):
         raise MissingDataError(
             f"{window.source} serves no prices for {window.market}; choose another interval or source"
         )
-    return MarketInputs(window.market, window.source, read, versions, known_by_ms, tuple(notes))
+    seen = known_by_ms if snapshot_ms is None else snapshot_ms
+    return MarketInputs(window.market, window.source, read, versions, seen, tuple(notes))
 
 
 def _stored_timeframe(
-    con: duckdb.DuckDBPyConnection, window: Window, series: str, versions: dict[str, str], notes: dict[str, None]
+    window: Window, series: str, accepted: Mapping[str, Accepted], versions: dict[str, str], notes: dict[str, None]
 ) -> Timeframe | None:
-    """Check the raw partitions of a series and return the timeframe its rows are stored at."""
-    made = set(made_partitions(con, series, window.source))
-    around = Month.span(window.start_ms, window.end_ms)
-    names = [partition_name(window.market, month) for month in around]
-    requested = {partition_name(window.market, month) for month in window.months}
-    wanted = [name for name in names if name in requested or name in made]
-    accepted = require(con, series, window.source, wanted, RAW_CHECKS)
-    versions.update({f"{series}|{name}": accepted[name].version for name in wanted})
+    """Return the timeframe that the rows of a series are stored at; write down its versions and notes."""
+    versions.update({f"{series}|{name}": part.version for name, part in accepted.items()})
     notes.update(dict.fromkeys(f"{series}: {part.info['note']}" for part in accepted.values() if part.info.get("note")))
-    stored = {accepted[name].info.get("timeframe") for name in wanted} - {None}
+    stored = {part.info.get("timeframe") for part in accepted.values()} - {None}
     if len(stored) > 1:
         raise WarehouseError(
             f"{series} of {window.market} from {window.source} is stored at {sorted(map(str, stored))}; "

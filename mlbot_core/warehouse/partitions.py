@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlbot_core.errors import MissingDataError, QualityRefusedError
+from mlbot_core.market.quality import ADVISORY_CHECKS, BLOCKING_CHECKS
 
 
 @dataclass(frozen=True, order=True)
@@ -49,6 +50,9 @@ class PartitionOutcome:
 
     Parameters
     ----------
+    checks
+        Verdicts; consumers require some of them, refuse what failed a blocking one, and leave the advisory ones to
+        people.
     info
         Plain facts about the data: stored timeframe, first and last bar, hash of the configuration ...
     """
@@ -61,8 +65,8 @@ class PartitionOutcome:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
+        """Whether every check passed that is not advisory."""
+        return all(check.passed for check in self.checks if check.check not in ADVISORY_CHECKS)
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,13 @@ def record_partition(con: duckdb.DuckDBPyConnection, outcome: PartitionOutcome, 
         "INSERT INTO partitions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [*where, outcome.version, outcome.rows, _json(outcome.info), now_ms, run_id],
     )
-    for check in outcome.checks:
-        con.execute(
-            "INSERT INTO quality VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [*where, check.check, outcome.version, bool(check.passed), _json(check.detail), now_ms, run_id],
-        )
+    rows = [
+        [*where, check.check, outcome.version, bool(check.passed), _json(check.detail), now_ms, run_id]
+        for check in outcome.checks
+    ]
+    if rows:
+        places = ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?)"] * len(rows))
+        con.execute(f"INSERT INTO quality VALUES {places}", [value for row in rows for value in row])
 
 
 def _json(values: Mapping[str, Any]) -> str:
@@ -126,6 +132,19 @@ def verdicts(con: duckdb.DuckDBPyConnection, key: PartitionKey) -> tuple[str | N
     return str(row[0]), {name: Verdict(name, passed, json.loads(detail)) for name, passed, detail in found}
 
 
+def recorded(con: duckdb.DuckDBPyConnection, key: PartitionKey) -> tuple[PartitionOutcome, int] | None:
+    """Return the newest outcome of a partition as it was written down, and when (UTC ms); None if it was never made."""
+    row = con.execute(
+        "SELECT rows, info, written_at FROM partitions WHERE asset = ? AND source = ? AND partition = ? "
+        "ORDER BY written_at DESC, rowid DESC LIMIT 1",
+        [key.asset, key.source, key.partition],
+    ).fetchone()
+    version, found = verdicts(con, key)
+    if row is None or version is None:
+        return None
+    return PartitionOutcome(key, int(row[0]), version, tuple(found.values()), json.loads(row[1])), int(row[2])
+
+
 def require(
     con: duckdb.DuckDBPyConnection,
     asset: str,
@@ -135,6 +154,8 @@ def require(
 ) -> dict[str, Accepted]:
     """Refuse input that is missing, failed a check or was never checked; return what each partition holds.
 
+    Verdicts beyond ``checks`` are obeyed too where they block (:data:`~mlbot_core.market.quality.BLOCKING_CHECKS`).
+
     Raises
     ------
     MissingDataError
@@ -142,28 +163,74 @@ def require(
     QualityRefusedError
         If a check failed on the stored data version, or has no verdict for it.
     """
-    made = _newest(con, asset, source, partitions)
-    missing = [p for p in partitions if p not in made]
-    if missing:
-        raise MissingDataError(
-            f"{asset} from {source} has no data for {_few(missing)}; materialize it first "
-            "(mlbot backfill), then run this again"
-        )
-    outcomes = _outcomes(con, asset, source, partitions)
-    problems: list[str] = []
-    for partition in partitions:
-        for check in checks:
-            outcome = outcomes.get((partition, made[partition].version, check))
-            if outcome is None:
-                problems.append(f"{partition}: {check} was never run on version {made[partition].version}")
-            elif not outcome[0]:
-                problems.append(f"{partition}: {check} failed ({outcome[1]})")
-    if problems:
-        raise QualityRefusedError(
-            f"{asset} from {source} is not fit for use: {_few(problems)}; "
-            "repair the source or its bounds in config/intervals.yaml and materialize it again"
-        )
-    return made
+    return require_many(con, {asset: partitions}, source, partitions, checks)[asset]
+
+
+def require_many(
+    con: duckdb.DuckDBPyConnection,
+    wanted: Mapping[str, Sequence[str]],
+    source: str,
+    needed: Sequence[str],
+    checks: Sequence[str],
+) -> dict[str, dict[str, Accepted]]:
+    """Do what :func:`require` does for several assets in two queries.
+
+    Parameters
+    ----------
+    wanted
+        Partitions by asset; of these, those that were never made are left out unless they are needed.
+    needed
+        Partitions that must have been made.
+
+    Returns
+    -------
+    dict
+        What each partition holds, by asset and partition.
+
+    Raises
+    ------
+    MissingDataError
+        If a needed partition was never made.
+    QualityRefusedError
+        If a check failed on the stored data version, or has no verdict for it.
+    """
+    every = sorted({partition for partitions in wanted.values() for partition in partitions})
+    newest = _newest(con, list(wanted), source, every)
+    versions = {part.version for part in newest.values()}
+    outcomes = _outcomes(con, list(wanted), source, every, versions)
+    accepted: dict[str, dict[str, Accepted]] = {}
+    for asset, partitions in wanted.items():
+        made = {p: newest[asset, p] for p in partitions if (asset, p) in newest}
+        missing = [p for p in partitions if p not in made and p in needed]
+        if missing:
+            raise MissingDataError(
+                f"{asset} from {source} has no data for {_few(missing)}; materialize it first "
+                "(mlbot backfill), then run this again"
+            )
+        problems = [
+            problem
+            for partition, part in made.items()
+            for problem in _problems(
+                partition, part.version, outcomes.get((asset, partition, part.version), {}), checks
+            )
+        ]
+        if problems:
+            raise QualityRefusedError(
+                f"{asset} from {source} is not fit for use: {_few(problems)}; "
+                "repair the source or its bounds in config/intervals.yaml and materialize it again"
+            )
+        accepted[asset] = made
+    return accepted
+
+
+def _problems(
+    partition: str, version: str, outcomes: Mapping[str, tuple[bool, str]], checks: Sequence[str]
+) -> list[str]:
+    """Return why a consumer that requires ``checks`` refuses a version of a partition."""
+    found = [f"{partition}: {check} was never run on version {version}" for check in checks if check not in outcomes]
+    obeyed = [*checks, *(check for check in BLOCKING_CHECKS if check not in checks)]
+    failed = [(check, outcomes[check][1]) for check in obeyed if check in outcomes and not outcomes[check][0]]
+    return found + [f"{partition}: {check} failed ({detail})" for check, detail in failed]
 
 
 def made_partitions(con: duckdb.DuckDBPyConnection, asset: str, source: str) -> list[str]:
@@ -174,32 +241,43 @@ def made_partitions(con: duckdb.DuckDBPyConnection, asset: str, source: str) -> 
     return [str(row[0]) for row in rows]
 
 
-def _newest(con: duckdb.DuckDBPyConnection, asset: str, source: str, partitions: Sequence[str]) -> dict[str, Accepted]:
+def _newest(
+    con: duckdb.DuckDBPyConnection, assets: Sequence[str], source: str, partitions: Sequence[str]
+) -> dict[tuple[str, str], Accepted]:
+    """Return the newest outcome of each partition that was made, by asset and partition."""
     rows = con.execute(
         """
-        SELECT partition, data_version, rows, info FROM partitions
-        WHERE asset = ? AND source = ? AND partition IN (SELECT unnest(?))
-        QUALIFY row_number() OVER (PARTITION BY partition ORDER BY written_at DESC, rowid DESC) = 1
+        SELECT asset, partition, data_version, rows, info FROM partitions
+        WHERE asset IN (SELECT unnest(?)) AND source = ? AND partition IN (SELECT unnest(?))
+        QUALIFY row_number() OVER (PARTITION BY asset, partition ORDER BY written_at DESC, rowid DESC) = 1
         """,
-        [asset, source, list(partitions)],
+        [list(assets), source, list(partitions)],
     ).fetchall()
-    return {str(p): Accepted(str(version), int(count), json.loads(info)) for p, version, count, info in rows}
+    return {
+        (str(asset), str(p)): Accepted(str(version), int(count), json.loads(info))
+        for asset, p, version, count, info in rows
+    }
 
 
 def _outcomes(
-    con: duckdb.DuckDBPyConnection, asset: str, source: str, partitions: Sequence[str]
-) -> dict[tuple[str, str, str], tuple[bool, str]]:
+    con: duckdb.DuckDBPyConnection, assets: Sequence[str], source: str, partitions: Sequence[str], versions: set[str]
+) -> dict[tuple[str, str, str], dict[str, tuple[bool, str]]]:
+    """Return the newest verdict of each check, by asset, partition and data version."""
     rows = con.execute(
         """
-        SELECT partition, data_version, check_name, passed, detail FROM quality
-        WHERE asset = ? AND source = ? AND partition IN (SELECT unnest(?))
+        SELECT asset, partition, data_version, check_name, passed, detail FROM quality
+        WHERE asset IN (SELECT unnest(?)) AND source = ? AND partition IN (SELECT unnest(?))
+          AND data_version IN (SELECT unnest(?))
         QUALIFY row_number() OVER (
-            PARTITION BY partition, data_version, check_name ORDER BY checked_at DESC, rowid DESC
+            PARTITION BY asset, partition, data_version, check_name ORDER BY checked_at DESC, rowid DESC
         ) = 1
         """,
-        [asset, source, list(partitions)],
+        [list(assets), source, list(partitions), sorted(versions)],
     ).fetchall()
-    return {(str(p), str(v), str(c)): (bool(ok), str(d)) for p, v, c, ok, d in rows}
+    found: dict[tuple[str, str, str], dict[str, tuple[bool, str]]] = {}
+    for asset, partition, version, check, passed, detail in rows:
+        found.setdefault((str(asset), str(partition), str(version)), {})[str(check)] = (bool(passed), str(detail))
+    return found
 
 
 def _few(items: Sequence[str], most: int = 3) -> str:

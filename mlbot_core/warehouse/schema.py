@@ -3,16 +3,23 @@
 One append-only table a series family; derived tables (features, targets, forecasts ...) are made by the first write
 from the columns it brings. No primary keys: they double the size and the write time of DuckDB tables; uniqueness is
 kept by the append and verified by a blocking check.
+
+``SCHEMA_VERSION`` rises when what is stored already has to be changed (:mod:`mlbot_core.warehouse.migrations`). A new
+series, or a new column of one, needs no new version: :func:`create` adds it, and old rows have no value there.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import duckdb
 
 from mlbot_core.errors import WarehouseError
 from mlbot_core.market import CATALOGUE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+State = Literal["empty", "older", "incomplete", "current"]
 
 _FIXED = """
 CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL, created_at BIGINT NOT NULL);
@@ -34,7 +41,21 @@ CREATE TABLE IF NOT EXISTS quality (
     data_version VARCHAR NOT NULL, passed BOOLEAN NOT NULL, detail VARCHAR NOT NULL,
     checked_at BIGINT NOT NULL, run_id VARCHAR NOT NULL
 );
+
+CREATE TABLE IF NOT EXISTS snapshots (
+    name VARCHAR NOT NULL, snapshot_ms BIGINT NOT NULL, created_at BIGINT NOT NULL,
+    content_hash VARCHAR NOT NULL, rows BIGINT NOT NULL, covers VARCHAR NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS watches (
+    source VARCHAR NOT NULL, symbol VARCHAR NOT NULL, timeframe VARCHAR NOT NULL, series VARCHAR NOT NULL,
+    since_ms BIGINT NOT NULL, started_at BIGINT NOT NULL
+);
 """
+
+FIXED_TABLES = ("schema_version", "gaps", "partitions", "quality", "snapshots", "watches")
+
+KEY_COLUMNS = ("symbol", "source", "timeframe", "ts", "observed_at", "known_at", "capture")
 
 
 def series_ddl(series: str) -> str:
@@ -47,41 +68,82 @@ def series_ddl(series: str) -> str:
     )
 
 
-def is_current(con: duckdb.DuckDBPyConnection) -> bool:
-    """Return whether a store has all tables of this version.
+def columns(con: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
+    """Return the columns of every table of the current database, in order."""
+    rows = con.execute(
+        "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = current_database() "
+        "AND NOT internal ORDER BY table_name, column_index"
+    ).fetchall()
+    found: dict[str, list[str]] = {}
+    for table, column in rows:
+        found.setdefault(str(table), []).append(str(column))
+    return found
+
+
+def state(con: duckdb.DuckDBPyConnection) -> State:
+    """Return whether a store has all tables of this version, lacks some, or waits for a migration.
 
     Raises
     ------
     WarehouseError
-        If the file was made by another schema version.
+        If a newer program made the file.
     """
-    present = {row[0] for row in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    present = columns(con)
     if "schema_version" not in present:
-        return False
-    return _version(con) == SCHEMA_VERSION and present.issuperset(CATALOGUE)
+        return "empty"
+    found = version(con)
+    if found is None:
+        return "empty"
+    if found < SCHEMA_VERSION:
+        return "older"
+    whole = all(name in present for name in FIXED_TABLES) and not any(_missing(present).values())
+    return "current" if whole else "incomplete"
 
 
 def create(con: duckdb.DuckDBPyConnection, now_ms: int) -> None:
-    """Create what is missing; a store of another version is refused, never guessed at.
+    """Create the tables and columns that are missing, in a store of this version or a new one.
 
     Raises
     ------
     WarehouseError
-        If the file was made by another schema version.
+        If the file has another version; older ones are migrated first.
     """
     con.execute(_FIXED)
-    for series in CATALOGUE:
-        con.execute(series_ddl(series))
-    if _version(con) is None:
+    found = version(con)
+    if found is not None and found != SCHEMA_VERSION:
+        raise WarehouseError(f"the store has schema version {found} and has to be migrated to {SCHEMA_VERSION} first")
+    present = columns(con)
+    for series, names in _missing(present).items():
+        if series not in present:
+            con.execute(series_ddl(series))
+            continue
+        for name in names:
+            con.execute(f"ALTER TABLE {series} ADD COLUMN {name} DOUBLE")
+    if found is None:
         con.execute("INSERT INTO schema_version VALUES (?, ?)", [SCHEMA_VERSION, now_ms])
 
 
-def _version(con: duckdb.DuckDBPyConnection) -> int | None:
+def version(con: duckdb.DuckDBPyConnection) -> int | None:
+    """Return the schema version of a store that has the table of versions; None while that is empty.
+
+    Raises
+    ------
+    WarehouseError
+        If a newer program made the file.
+    """
     row = con.execute("SELECT max(version) FROM schema_version").fetchone()
     found = row[0] if row else None
-    if found is not None and found != SCHEMA_VERSION:
+    if found is not None and found > SCHEMA_VERSION:
         raise WarehouseError(
-            f"the store has schema version {found}, this program needs {SCHEMA_VERSION}; "
-            "use the release that made it, or set MLBOT_HOME to an empty folder"
+            f"the store has schema version {found}, this program knows up to {SCHEMA_VERSION}; "
+            "update mlbot to the release that made it, or set MLBOT_HOME to an empty folder"
         )
-    return found
+    return None if found is None else int(found)
+
+
+def _missing(present: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return, by series, the catalogue's columns that a store lacks."""
+    return {
+        series: [name for name in spec.column_names if name not in present.get(series, [])]
+        for series, spec in CATALOGUE.items()
+    }

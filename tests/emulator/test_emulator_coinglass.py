@@ -8,8 +8,9 @@ from decimal import Decimal
 import pytest
 
 from mlbot_core.clock import parse_utc_ms
+from mlbot_core.emulator.daily import WHOLE
+from mlbot_core.emulator.endpoints import ENDPOINTS
 from mlbot_core.emulator.plans import PLANS
-from mlbot_core.emulator.rows import ENDPOINTS
 from mlbot_core.errors import UsageError
 from mlbot_core.market.catalogue import CATALOGUE
 from mlbot_core.timeframe import DAY_MS, HOUR_MS, Timeframe
@@ -36,11 +37,13 @@ def decimals(value) -> int:
 def test_it_serves_what_the_catalogue_asks_for(connect) -> None:
     client = connect()
     asked = {spec.endpoint: spec for spec in CATALOGUE.values() if spec.endpoint}
-    assert set(asked) == set(ENDPOINTS) == set(FIXTURES)
+    assert set(asked) == set(ENDPOINTS) | set(WHOLE)
     for path, spec in asked.items():
         params = {k: v.format(symbol="BTC", pair="BTCUSDT") for k, v in spec.params.items()}
-        rows = client.rows(path, interval="4h", limit=3, **params)
-        assert {column.field for column in spec.columns if column.field} <= set(rows[0])
+        bounds = {} if spec.native else {"interval": "4h", "limit": 3}
+        data = client.rows(path, **bounds, **params)
+        first = data if isinstance(data, dict) else data[0]
+        assert {spec.time_field, *(column.field for column in spec.columns if column.field)} <= set(first)
 
 
 @pytest.mark.archive
@@ -245,7 +248,7 @@ def test_subscription_and_discovery(connect) -> None:
     assert body["data"]["level"] == "PROFESSIONAL"
     assert body["data"]["expired"] is False
     assert body["data"]["expire_time"] > client.clock.now_ms()
-    assert client.rows("/api/futures/supported-coins") == ["BTC"]
+    assert client.rows("/api/futures/supported-coins") == ["BTC", "ETH"]
     assert client.rows("/api/futures/supported-exchanges") == ["Binance", "OKX", "Bybit"]
 
 

@@ -12,7 +12,7 @@ from mlbot_core.config import Settings, load_settings
 from mlbot_core.errors import MissingDataError, QualityRefusedError, WarehouseError
 from mlbot_core.features import feature_set
 from mlbot_core.features.dataset import DatasetRequest, materialize_features, table_name
-from mlbot_core.market import CATALOGUE, SeriesBatch, make_table
+from mlbot_core.market import CORE_SERIES, SeriesBatch, make_table
 from mlbot_core.models.training import TrainRequest, train
 from mlbot_core.sources.base import Served, SourceBase
 from mlbot_core.targets.dataset import materialize_targets
@@ -88,7 +88,7 @@ class Home:
 
     def pull(self, first: str, last: str, identity: str = "") -> None:
         months = tuple(Month.span(Month.parse(first).start_ms, Month.parse(last).end_ms))
-        for series in CATALOGUE:
+        for series in CORE_SERIES:
             # the holes of this test are wanted
             quality = self.settings.intervals.quality.model_copy(update={"max_missing_share": 1.0, "max_gap_bars": 999})
             request = IngestRequest(series, MARKET, months, quality, DELAY, "run", identity)

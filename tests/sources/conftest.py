@@ -45,7 +45,7 @@ def truth(series: str, ts: int) -> dict[str, object]:
         row: dict[str, object] = {"open": base, "high": base + 5, "low": str(base - 5), "close": str(base + 1)}
         return {**row, "volume_usd": str(n % 31 + 0.5)} if series == "price" else row
     if series == "funding_rate":
-        return {"open": 0.01, "high": "0.02", "low": "-0.01", "close": round((n % 11 - 5) / 100, 2)}
+        return {"open": 0.01, "high": "0.06", "low": "-0.06", "close": round((n % 11 - 5) / 100, 2)}
     if series == "long_short_ratio":
         return {"global_account_long_percent": 40 + n % 20, "global_account_short_percent": 60 - n % 20}
     names = [column.field for column in CATALOGUE[series].columns]
@@ -77,7 +77,7 @@ class ScriptedServer:
         self.always: dict[str, Reply] = {}
         self.requests: list[tuple[str, dict[str, str], dict[str, str]]] = []
         self.edit: Callable[[str, list[dict[str, object]]], list[dict[str, object]]] = lambda _path, rows: rows
-        self.refuse_intervals: set[str] = {"2h"}
+        self.refuse_intervals: set[str] = {"2h", "h2"}
         self.earliest_ms = 0
         self.max_rows = 1000
         self.inclusive = (True, True)

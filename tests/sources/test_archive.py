@@ -12,7 +12,7 @@ from mlbot_core.errors import BadDataError, ConfigError, UsageError
 from mlbot_core.market import CATALOGUE
 from mlbot_core.market.batch import column
 from mlbot_core.sources import open_source
-from mlbot_core.sources.archive import ArchiveSource, VintageArchiveSource
+from mlbot_core.sources.archive import _VINTAGES, ArchiveSource, VintageArchiveSource
 from mlbot_core.sources.base import CAUSE_AFTER_RECORD, CAUSE_BEFORE_RECORD, CAUSE_NOT_RECORDED
 from mlbot_core.timeframe import DAY_MS, HOUR_MS, Market, Timeframe
 
@@ -22,6 +22,13 @@ PRICE_START = parse_utc_ms("2020-10-23T08:00:00Z")
 DAILY_START = parse_utc_ms("2020-12-23")
 M1, M2, M4, MD = (Market.parse(f"BTC-{t}") for t in ("1h", "2h", "4h", "1d"))
 DAILY = ("open_interest", "funding_rate", "long_short_ratio", "liquidations", "taker_volume")
+MORE_DAILY = (
+    "open_interest_stablecoin",
+    "open_interest_coin_margin",
+    "funding_rate_volume",
+    "top_account_ratio",
+    "top_position_ratio",
+)
 
 
 def values(batch, name):
@@ -58,7 +65,7 @@ def test_hourly_price_is_the_file(archive, archive_dir):
     )
     assert batch.rows == 41_080
     assert np.array_equal(column(batch.table, "ts"), ts)
-    for name, expected in (("open", open_), ("high", high), ("low", low), ("close", close), ("volume_btc", volume)):
+    for name, expected in (("open", open_), ("high", high), ("low", low), ("close", close), ("volume_coin", volume)):
         assert np.array_equal(values(batch, name), expected)
     np.testing.assert_allclose(values(batch, "volume_usd"), volume * (high + low + close) / 3, rtol=1e-14)
     # first row by hand: 9856.01 BTC at (12961.83 + 12856.00 + 12919.12) / 3
@@ -84,7 +91,7 @@ def test_longer_price_bars(archive, archive_dir, market, hours, first):
     assert np.array_equal(values(batch, "high"), high[skip:].reshape(shape).max(axis=1))
     assert np.array_equal(values(batch, "low"), low[skip:].reshape(shape).min(axis=1))
     assert np.array_equal(values(batch, "close"), close[skip:].reshape(shape)[:, -1])
-    assert values(batch, "volume_btc").sum() == pytest.approx(volume[skip:].sum(), rel=1e-12)
+    assert values(batch, "volume_coin").sum() == pytest.approx(volume[skip:].sum(), rel=1e-12)
     assert batch.timeframe == market.timeframe
     assert archive.served("price", market).earliest_ms == int(ts[0])
     assert archive.served("price", market).latest_ms == END
@@ -132,6 +139,15 @@ def test_daily_series_units(archive):
     assert first["liquidations"]["short_usd"] == 42948190.84783
     assert first["taker_volume"]["buy_usd"] == 8668864343.79262
     assert first["taker_volume"]["sell_usd"] == 8966517634.131882
+    later = {name: archive.fetch(name, M1, 0, END).table.slice(0, 1).to_pylist()[0] for name in MORE_DAILY}
+    # coins: at 23,800 USD each about 1.8e9 USD
+    assert 3e4 < later["open_interest_stablecoin"]["close"] < 3e5
+    assert 1e9 < later["open_interest_coin_margin"]["close"] < 1e10
+    for name in ("top_account_ratio", "top_position_ratio"):
+        assert later[name]["long_share"] + later[name]["short_share"] == pytest.approx(1, rel=1e-12)
+    # Coinglass has it since 2023-04-23 only: what is before is no value, not a zero
+    assert later["funding_rate_volume"]["ts"] == parse_utc_ms("2023-04-23")
+    assert archive.fetch("funding_rate_volume", M1, 0, END).rows == 800
     assert all("not point in time" in archive.served(name, M1).note for name in DAILY)
 
 
@@ -154,10 +170,8 @@ def test_range_gaps_and_clock(archive, archive_dir):
 
 
 @pytest.mark.archive
-@pytest.mark.parametrize("series", [n for n, spec in CATALOGUE.items() if spec.endpoint])
+@pytest.mark.parametrize("series", [name for name in _VINTAGES if name != "funding_settled"])
 def test_vintages_are_every_closed_version_of_the_file(vintages, archive_dir, series):
-    from mlbot_core.sources.archive import _VINTAGES
-
     recording = _VINTAGES[series]
     spec = [c for c in CATALOGUE[series].columns if c.field]
     ts, observed, *data = raw(archive_dir / recording.file, *[c.field for c in spec])
@@ -182,7 +196,7 @@ def test_vintages_by_hand(vintages):
     # restated again and again: many versions of one bar, each with its own time
     assert taker.rows > 20 * len(np.unique(column(taker.table, "ts")))  # 28,187 versions of about 1,370 bars
     price = vintages.fetch("price", M4, 0, END)
-    assert price.table.column("volume_btc").null_count == price.rows
+    assert price.table.column("volume_coin").null_count == price.rows
     # the 12:00 bar of the last day was only ever seen open: the record of closed bars ends where it begins
     assert int(column(price.table, "ts")[-1]) == parse_utc_ms("2025-06-30T08:00:00Z")
     assert vintages.served("price", M4).latest_ms == parse_utc_ms("2025-06-30T12:00:00Z")

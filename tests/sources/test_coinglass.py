@@ -9,17 +9,17 @@ from mlbot_core.errors import (
     PlanError,
     UsageError,
 )
-from mlbot_core.market import CATALOGUE
+from mlbot_core.market import CATALOGUE, CORE_SERIES
 from mlbot_core.market.batch import column
 from mlbot_core.sources.base import CAUSE_BEFORE_HISTORY, CAUSE_NOT_YET, CAUSE_NOTHING, CAUSE_PADDING
-from mlbot_core.sources.rows import parse_rows
+from mlbot_core.sources.rows import parse_answer
 from mlbot_core.sources.transport import RequestRefusedError
 from mlbot_core.timeframe import DAY_MS, HOUR_MS, Market, Timeframe
 
 PRICE = str(CATALOGUE["price"].endpoint)
 OI = str(CATALOGUE["open_interest"].endpoint)
 LIQUIDATIONS = str(CATALOGUE["liquidations"].endpoint)
-SIX = [name for name, spec in CATALOGUE.items() if spec.endpoint]
+SIX = [name for name in CORE_SERIES if CATALOGUE[name].endpoint]
 H1 = Market.parse("BTC-1h")
 START = parse_utc_ms("2025-03-09T00:00:00Z")
 NOON = parse_utc_ms("2025-03-10T12:00:00Z")
@@ -97,8 +97,8 @@ def test_bar_that_closes_while_the_answer_travels_is_still_open(source, server, 
 def test_rows_are_judged_by_when_they_were_asked_for(row_of):
     rows = [{"time": ts, **row_of("price", ts)} for ts in (NOON - HOUR_MS, NOON)]
     close = NOON + HOUR_MS
-    assert parse_rows(rows, CATALOGUE["price"], Timeframe(60), close - 1, close + 1).ts.tolist() == [NOON - HOUR_MS]
-    page = parse_rows(rows, CATALOGUE["price"], Timeframe(60), close, close + 1)
+    assert parse_answer(rows, CATALOGUE["price"], Timeframe(60), close - 1, close + 1).ts.tolist() == [NOON - HOUR_MS]
+    page = parse_answer(rows, CATALOGUE["price"], Timeframe(60), close, close + 1)
     assert page.ts.tolist() == [NOON - HOUR_MS, NOON]
     assert page.observed_at == close + 1
 
@@ -178,7 +178,8 @@ def test_zero_padding_is_stripped_but_a_quiet_bar_is_kept(source, server):
     batch = source.fetch("liquidations", H1, START, NOON)
     assert int(column(batch.table, "ts")[0]) == begins
     assert [(g.from_ts, g.to_ts, g.cause) for g in batch.gaps] == [(START, begins - HOUR_MS, CAUSE_PADDING)]
-    assert batch.notes == ("30 rows of zero padding dropped",)
+    assert batch.notes[0] == "30 rows of zero padding dropped"
+    assert "asked from 2025-03-09T00:00:00Z, served from 2025-03-10T06:00:00Z on: zero padding" in batch.notes[1]
     begins = START + HOUR_MS
     batch = source.fetch("liquidations", H1, START, NOON)
     assert batch.rows == 36

@@ -12,7 +12,7 @@ from mlbot_core.emulator.coinglass import CoinglassOptions
 from mlbot_core.emulator.faults import Fault, FaultSchedule
 from mlbot_core.emulator.server import EmulatorServer
 from mlbot_core.errors import BadDataError, KeyRejectedError, PlanError, RateLimitedError
-from mlbot_core.market import CATALOGUE
+from mlbot_core.market import CATALOGUE, CORE_SERIES
 from mlbot_core.market.batch import column
 from mlbot_core.sources import fetch_many, open_source
 from mlbot_core.sources.base import CAUSE_BEFORE_HISTORY, CAUSE_NOT_YET, CAUSE_NOTHING
@@ -20,7 +20,7 @@ from mlbot_core.sources.coinglass import CoinglassSource
 from mlbot_core.sources.transport import Transport, UnreachableError, UpstreamError
 from mlbot_core.timeframe import DAY_MS, HOUR_MS, Market, Timeframe
 
-SIX = [name for name, spec in CATALOGUE.items() if spec.endpoint]
+SIX = [name for name in CORE_SERIES if CATALOGUE[name].endpoint]
 NOW = parse_utc_ms("2024-04-01T00:07:00Z")
 START = parse_utc_ms("2024-01-01")
 END = parse_utc_ms("2024-05-01")

@@ -13,7 +13,7 @@ from mlbot_core.errors import (
     RateLimitedError,
     SourceError,
 )
-from mlbot_core.market import CATALOGUE
+from mlbot_core.market import CATALOGUE, CORE_SERIES
 from mlbot_core.market.batch import column
 from mlbot_core.sources import fetch_many
 from mlbot_core.sources.coinglass import CoinglassSource
@@ -23,7 +23,7 @@ from mlbot_core.timeframe import DAY_MS, HOUR_MS, Market
 PRICE = str(CATALOGUE["price"].endpoint)
 OI = str(CATALOGUE["open_interest"].endpoint)
 LIQUIDATIONS = str(CATALOGUE["liquidations"].endpoint)
-SIX = [name for name, spec in CATALOGUE.items() if spec.endpoint]
+SIX = [name for name in CORE_SERIES if CATALOGUE[name].endpoint]
 H1 = Market.parse("BTC-1h")
 START = parse_utc_ms("2025-03-09T00:00:00Z")
 NOON = parse_utc_ms("2025-03-10T12:00:00Z")
@@ -184,7 +184,7 @@ def test_duplicates(source, server):
     batch = source.fetch("price", H1, START, NOON)
     assert batch.rows == 36
     assert batch.notes == ("1 identical duplicate rows dropped",)
-    server.edit = lambda _, rows: [*rows[:5], {**rows[4], "close": 1}, *rows[5:]]
+    server.edit = lambda _, rows: [*rows[:5], {**rows[4], "volume_usd": 1}, *rows[5:]]
     with pytest.raises(BadDataError, match="2025-03-09T04:00:00Z occurs twice with different values"):
         source.fetch("price", H1, START, NOON)
 

@@ -8,8 +8,8 @@ import pytest
 from mlbot_core.clock import parse_utc_ms
 from mlbot_core.market import CATALOGUE, Column, SeriesSpec
 from mlbot_core.sources.envelope import Outcome, read_envelope
-from mlbot_core.sources.rows import parse_rows
-from mlbot_core.timeframe import HOUR_MS, Timeframe
+from mlbot_core.sources.rows import parse_answer
+from mlbot_core.timeframe import Timeframe
 
 pytestmark = pytest.mark.archive
 
@@ -26,13 +26,15 @@ IN_CATALOGUE = {
     "long_short_ratio": "global_long_short_account_ratio_history",
     "liquidations": "liquidation_aggregated_history",
     "taker_volume": "aggregated_taker_buy_sell_volume_history",
+    "open_interest_stablecoin": "open_interest_aggregated_stablecoin_history",
+    "open_interest_coin_margin": "open_interest_aggregated_coin_margin_history",
+    "funding_rate_pair": "funding_rate_history_binance",
+    "top_account_ratio": "top_long_short_account_ratio_history",
+    "top_position_ratio": "top_long_short_position_ratio_history",
 }
+# The recorded answers are 4h bars, but for one.
+TIMEFRAMES = {"funding_rate_pair": H8}
 OTHERS = {
-    "open_interest_aggregated_stablecoin_history": (H4, ("open", "high", "low", "close")),
-    "open_interest_aggregated_coin_margin_history": (H4, ("open", "high", "low", "close")),
-    "funding_rate_history_binance": (H8, ("open", "high", "low", "close")),
-    "top_long_short_account_ratio_history": (H4, ("top_account_long_percent", "top_account_short_percent")),
-    "top_long_short_position_ratio_history": (H4, ("top_position_long_percent", "top_position_short_percent")),
     "basis_history": (H4, ("open_basis", "close_basis", "open_change", "close_change")),
 }
 SNAPSHOTS = {
@@ -62,37 +64,46 @@ def test_every_fixture_is_covered(archive_dir):
 def test_catalogue_series(archive_dir, series, name):
     data = rows(archive_dir, name)
     spec = CATALOGUE[series]
-    page = parse_rows(data, spec, H4, RECORDED, RECORDED)
+    timeframe = TIMEFRAMES.get(series, H4)
+    page = parse_answer(data, spec, timeframe, RECORDED, RECORDED)
     assert len(data) == 6
     assert len(page.ts) == 5
-    assert int(page.ts[-1]) == LAST_CLOSED
+    assert int(page.ts[-1]) == timeframe.last_closed(RECORDED)
     fields = [column for column in spec.columns if column.field]
     for row, values in zip(data, page.values, strict=False):
         assert values.tolist() == [float(row[column.field]) * column.scale for column in fields]
     # the same answer once the bar has closed
-    assert len(parse_rows(data, spec, H4, RECORDED + 4 * HOUR_MS, RECORDED + 4 * HOUR_MS).ts) == 6
+    later = RECORDED + timeframe.ms
+    assert len(parse_answer(data, spec, timeframe, later, later).ts) == 6
 
 
 def test_values_by_hand(archive_dir):
     def first(series):
-        page = parse_rows(rows(archive_dir, IN_CATALOGUE[series]), CATALOGUE[series], H4, RECORDED, RECORDED)
+        timeframe = TIMEFRAMES.get(series, H4)
+        page = parse_answer(rows(archive_dir, IN_CATALOGUE[series]), CATALOGUE[series], timeframe, RECORDED, RECORDED)
         return page.values[0].tolist()
 
+    assert first("funding_rate_pair") == pytest.approx([0.00004372, 0.00008807, 0.00004038, 0.00004038], rel=1e-12)
     assert first("price") == [103461.3, 103675.0, 102536.0, 103278.7, 2138344671.3806]
     assert first("open_interest") == [68596490975.0, 70045961758.0, 68045912734.0, 70030764119.0]
     assert first("funding_rate") == pytest.approx([0.0000924, 0.0000924, 0.00007021, 0.00007624], rel=1e-12)
     assert first("long_short_ratio") == pytest.approx([0.385, 0.615], rel=1e-12)
     assert first("liquidations") == [2469489.04784, 4688197.81167]
     assert first("taker_volume") == [3708888023.156, 2874817617.4746]
+    # coins: in USD it would be about 9e9
+    assert first("open_interest_stablecoin") == [88421.75, 88437.1, 86269.69, 86754.43]
+    assert first("open_interest_coin_margin") == [2143861600.0, 2143861600.0, 2054987300.0, 2054987300.0]
+    assert first("top_account_ratio") == pytest.approx([0.4254, 0.5746], rel=1e-12)
+    assert first("top_position_ratio") == pytest.approx([0.5971, 0.4029], rel=1e-12)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_histories_outside_the_catalogue(archive_dir, name):
     timeframe, fields = OTHERS[name]
-    columns = tuple(Column(field, "USD", "last", field) for field in fields)
+    columns = tuple(Column(field, "USD", "last", field, positive="no") for field in fields)
     spec = SeriesSpec(name, name, name, columns, f"/api/{name}", {})
     data = rows(archive_dir, name)
-    page = parse_rows(data, spec, timeframe, RECORDED, RECORDED)
+    page = parse_answer(data, spec, timeframe, RECORDED, RECORDED)
     assert page.values.shape == (5, len(fields))
     assert np.isfinite(page.values).all()
     assert page.values[0].tolist() == [float(data[0][field]) for field in fields]

@@ -1,8 +1,10 @@
 """No 60 seconds may see more calls than allowed: with a fake stopwatch, across threads, and across processes."""
 
+import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -167,3 +169,67 @@ def test_processes_share_one_bucket(tmp_path):
     assert len(times) == 165
     # 120 calls of burst, then 8 a second: the other 45 need at least 5.5 s however many processes ask
     assert times[-1] - times[0] >= 45 / 8 - 0.2
+
+
+def test_the_record_is_replaced_by_one_write_of_the_same_length(tmp_path):
+    path = tmp_path / "rate.json"
+    path.write_bytes(b"x" * 1000)  # longer than a record: what stands behind it is never read
+    watch = Stopwatch()
+    bucket = limiter(watch, path=path, per_minute=60)
+    lengths = set()
+    for used in range(30):
+        bucket.acquire()
+        bucket.learn({MAX_HEADER: str(60 + used), USE_HEADER: "1"})
+        lengths.add(path.stat().st_size)
+        assert path.read_bytes()[191:192] == b"\n"
+    assert lengths == {1000}
+    assert bucket.per_minute == 89
+    # another process reads the same bucket: nothing is left of the burst
+    assert limiter(watch, path=path).acquire() > 0
+
+
+@pytest.mark.parametrize("allowed", ["1e300", "1000001", "-3", "nan"])
+def test_an_allowance_that_nobody_sells_is_not_believed(tmp_path, allowed):
+    bucket = limiter(Stopwatch(), path=tmp_path / "rate.json", per_minute=60)
+    bucket.learn({MAX_HEADER: allowed})
+    assert bucket.per_minute == 60
+
+
+def test_looking_writes_nothing(tmp_path):
+    path = tmp_path / "rate.json"
+    watch = Stopwatch()
+    bucket = limiter(watch, path=path, per_minute=60)
+    bucket.acquire()
+    before = path.read_bytes()
+    watch.sleep(0.5)
+    assert bucket.per_minute == 60
+    bucket.learn({MAX_HEADER: "60", USE_HEADER: "1"})
+    assert path.read_bytes() == before
+    watch.sleep(2)
+    assert bucket.acquire() == 0
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from mlbot_core.clock import SystemClock
+from mlbot_core.sources.ratelimit import RateLimiter
+bucket = RateLimiter(SystemClock(), per_minute=60_000, path=Path(sys.argv[1]))
+print("ready", flush=True)
+while True:
+    bucket.acquire()
+"""
+
+
+def test_a_killed_process_never_leaves_a_full_bucket(tmp_path):
+    """A torn record would be read as a full bucket: the next process would have a burst it may not have."""
+    path = tmp_path / "rate.json"
+    for turn in range(3):
+        worker = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+        assert worker.stdout.readline() == "ready\n"
+        time.sleep(0.05 + 0.011 * turn)
+        worker.kill()
+        worker.communicate()
+        record = path.read_bytes()
+        assert len(record) == 192
+        assert json.loads(record)["per_minute"] == 60_000

@@ -24,8 +24,8 @@ def batch(
     rows: list[tuple[int, int, float]], live_since_ms: int | None = None, gaps: tuple[GapRecord, ...] = ()
 ) -> SeriesBatch:
     ts, observed, values = zip(*rows, strict=True) if rows else ((), (), ())
-    table = make_table("funding_settled", list(ts), list(observed), {"rate": list(values)})
-    return SeriesBatch("funding_settled", "BTC", HOURLY, "test", table, gaps, live_since_ms=live_since_ms)
+    table = make_table("price", list(ts), list(observed), {"volume_usd": list(values)})
+    return SeriesBatch("price", "BTC", HOURLY, "test", table, gaps, live_since_ms=live_since_ms)
 
 
 def put(warehouse: Warehouse, rows: list[tuple[int, int, float]], **kwargs: object) -> tuple[int, int, int]:
@@ -35,7 +35,7 @@ def put(warehouse: Warehouse, rows: list[tuple[int, int, float]], **kwargs: obje
 
 
 def pairs(table: pa.Table) -> list[tuple[int, float]]:
-    return list(zip(table.column("ts").to_pylist(), table.column("rate").to_pylist(), strict=True))
+    return list(zip(table.column("ts").to_pylist(), table.column("volume_usd").to_pylist(), strict=True))
 
 
 def test_writing_the_same_values_again_adds_nothing_and_a_change_adds_a_version(warehouse: Warehouse) -> None:
@@ -43,7 +43,7 @@ def test_writing_the_same_values_again_adds_nothing_and_a_change_adds_a_version(
     assert put(warehouse, [(0, 11 * HOUR_MS, 1.0), (HOUR_MS, 11 * HOUR_MS, 2.0)]) == (0, 0, 2)
     assert put(warehouse, [(0, 12 * HOUR_MS, 1.0), (HOUR_MS, 12 * HOUR_MS, 9.0)]) == (1, 1, 1)
     with warehouse.read() as con:
-        stored = con.execute("SELECT ts, observed_at, rate FROM funding_settled ORDER BY ALL").fetchall()
+        stored = con.execute("SELECT ts, observed_at, volume_usd FROM price ORDER BY ALL").fetchall()
     assert stored == [(0, 10 * HOUR_MS, 1.0), (HOUR_MS, 10 * HOUR_MS, 2.0), (HOUR_MS, 12 * HOUR_MS, 9.0)]
 
 
@@ -51,12 +51,10 @@ def test_history_is_known_from_its_close_and_a_restatement_only_from_when_it_was
     put(warehouse, [(0, 100 * HOUR_MS, 1.0)])
     put(warehouse, [(0, 200 * HOUR_MS, 5.0)])
     with warehouse.read() as con:
-        known = con.execute("SELECT rate, known_at, capture FROM funding_settled ORDER BY observed_at").fetchall()
+        known = con.execute("SELECT volume_usd, known_at, capture FROM price ORDER BY observed_at").fetchall()
         # a decision taken at the close must not know what was restated 199 hours later
-        seen = settled(
-            con, "funding_settled", **SCOPE, start_ms=0, end_ms=HOUR_MS, settle_delay_ms=0, known_by_ms=FOREVER
-        )
-        now = latest(con, "funding_settled", **SCOPE, start_ms=0, end_ms=HOUR_MS)
+        seen = settled(con, "price", **SCOPE, start_ms=0, end_ms=HOUR_MS, settle_delay_ms=0, known_by_ms=FOREVER)
+        now = latest(con, "price", **SCOPE, start_ms=0, end_ms=HOUR_MS)
     assert known == [(1.0, HOUR_MS, "backfill"), (5.0, 200 * HOUR_MS, "backfill")]
     assert pairs(seen.table) == [(0, 1.0)]
     assert pairs(now) == [(0, 5.0)]
@@ -68,10 +66,8 @@ def test_a_bar_watched_live_is_known_from_when_it_was_seen_and_is_late_if_that_w
 ) -> None:
     put(warehouse, [(0, 3 * HOUR_MS, 1.0)], live_since_ms=0)
     with warehouse.read() as con:
-        read = settled(con, "funding_settled", **SCOPE, start_ms=0, end_ms=1, settle_delay_ms=0, known_by_ms=FOREVER)
-        early = settled(
-            con, "funding_settled", **SCOPE, start_ms=0, end_ms=1, settle_delay_ms=0, known_by_ms=2 * HOUR_MS
-        )
+        read = settled(con, "price", **SCOPE, start_ms=0, end_ms=1, settle_delay_ms=0, known_by_ms=FOREVER)
+        early = settled(con, "price", **SCOPE, start_ms=0, end_ms=1, settle_delay_ms=0, known_by_ms=2 * HOUR_MS)
     assert read.table.column("late").to_pylist() == [True]
     assert read.table.column("known_at").to_pylist() == [3 * HOUR_MS]
     assert read.shares()["live"] == 1.0
@@ -83,8 +79,8 @@ def test_a_snapshot_returns_the_same_rows_however_much_is_appended_later(warehou
     put(warehouse, [(0, 20 * HOUR_MS, 2.0), (HOUR_MS, 20 * HOUR_MS, 3.0)])
     window = {**SCOPE, "start_ms": 0, "end_ms": 2 * HOUR_MS, "settle_delay_ms": 0, "known_by_ms": FOREVER}
     with warehouse.read() as con:
-        assert pairs(settled(con, "funding_settled", **window, snapshot_ms=10 * HOUR_MS).table) == [(0, 1.0)]
-        assert pairs(settled(con, "funding_settled", **window, snapshot_ms=20 * HOUR_MS).table) == [
+        assert pairs(settled(con, "price", **window, snapshot_ms=10 * HOUR_MS).table) == [(0, 1.0)]
+        assert pairs(settled(con, "price", **window, snapshot_ms=20 * HOUR_MS).table) == [
             (0, 1.0),
             (HOUR_MS, 3.0),
         ]
@@ -99,7 +95,7 @@ def test_other_values_for_the_same_moment_or_from_the_past_are_refused_and_nothi
     with pytest.raises(VersionConflictError, match="observations must arrive in order"):
         put(warehouse, [(HOUR_MS, 12 * HOUR_MS, 7.0), (0, 9 * HOUR_MS, 2.0)])
     with warehouse.read() as con:
-        assert con.execute("SELECT ts, rate FROM funding_settled").fetchall() == [(0, 1.0)]
+        assert con.execute("SELECT ts, volume_usd FROM price").fetchall() == [(0, 1.0)]
 
 
 def test_open_bars_and_duplicates_cannot_even_become_a_batch() -> None:
@@ -112,7 +108,7 @@ def test_open_bars_and_duplicates_cannot_even_become_a_batch() -> None:
 
 
 def test_a_gap_is_a_row_until_its_bars_arrive(warehouse: Warehouse) -> None:
-    gap = GapRecord("funding_settled", "BTC", HOURLY, "test", HOUR_MS, 2 * HOUR_MS, "source returned nothing")
+    gap = GapRecord("price", "BTC", HOURLY, "test", HOUR_MS, 2 * HOUR_MS, "source returned nothing")
     put(warehouse, [(0, 10 * HOUR_MS, 1.0)], gaps=(gap,))
     put(warehouse, [(0, 11 * HOUR_MS, 1.0)], gaps=(gap,))
     with warehouse.read() as con:
@@ -177,5 +173,5 @@ def test_reads_equal_the_obvious_search(
             expected_settled.append((ts, (in_time[-1] if in_time else vs[0])[2]))
     window = {**SCOPE, "start_ms": 0, "end_ms": 10 * HOUR_MS, "known_by_ms": t, "snapshot_ms": s}
     with warehouse.read() as con:
-        assert pairs(as_of(con, "funding_settled", **window)) == expected_as_of
-        assert pairs(settled(con, "funding_settled", **window, settle_delay_ms=d).table) == expected_settled
+        assert pairs(as_of(con, "price", **window)) == expected_as_of
+        assert pairs(settled(con, "price", **window, settle_delay_ms=d).table) == expected_settled
