@@ -51,7 +51,7 @@ def directly(home: Path, start: str) -> dict[str, float]:
     from mlbot_core.config import load_settings
     from mlbot_core.emulator.launch import serve
     from mlbot_core.features.dataset import DatasetRequest, materialize_features
-    from mlbot_core.market import CATALOGUE
+    from mlbot_core.market import CORE_SERIES
     from mlbot_core.sources import open_source
     from mlbot_core.targets.dataset import materialize_targets
     from mlbot_core.timeframe import Month
@@ -67,7 +67,7 @@ def directly(home: Path, start: str) -> dict[str, float]:
         for market in settings.intervals.markets:
             started = time.perf_counter()
             with open_source("emulator", settings, clock, base_url=url) as source:
-                for series in CATALOGUE:
+                for series in CORE_SERIES:
                     request = IngestRequest(series, market, months, settings.intervals.quality, delay, "bench")
                     ingest(warehouse, source, clock, request)
             wanted = DatasetRequest("emulator", market, months, delay, clock.now_ms(), "bench")

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import dagster as dg
 
+from mlbot_core.market.quality import QUALITY_CHECKS
 from mlbot_core.warehouse.partitions import PartitionOutcome
 
 DESCRIPTIONS = {
-    "duplicates": "No row is stored twice.",
-    "gaps": "Few enough bars are missing; each missing stretch is a row of the gaps table.",
-    "freshness": "The newest bar that can be expected by now is there.",
-    "sanity": "Values are possible: signs, finiteness, high and low around open and close.",
+    **{name: check.description for name, check in QUALITY_CHECKS.items()},
     "lookahead": "Computed again on data cut in the middle, every earlier value is the same, bit for bit.",
     "purge": "No training label was settled after its fold's test began.",
     "coverage": "Every bar of the test period outside skipped folds has a forecast.",
+    "drift": "Few enough features of the month are distributed otherwise than in the model's training window.",
+    "ood": "Few enough bars lie outside of what the model was trained on.",
     "bookkeeping": "An independent bookkeeping (vectorbt) of the same fills has the same equity.",
     "criteria": "The user's criteria at the traded size and at unit exposure. Failing refuses promotion, nothing else.",
 }
@@ -29,9 +29,13 @@ def specs(asset: dg.AssetKey, names: Iterable[str], advisory: Sequence[str] = ()
     ]
 
 
-def results(outcomes: Sequence[PartitionOutcome], advisory: Sequence[str] = ()) -> list[dg.AssetCheckResult]:
-    """Return one result a check: passed only if it passed in EVERY partition of the run."""
-    names = list(dict.fromkeys(check.check for outcome in outcomes for check in outcome.checks))
+def results(
+    outcomes: Sequence[PartitionOutcome], names: Sequence[str], advisory: Sequence[str] = ()
+) -> list[dg.AssetCheckResult]:
+    """Return one result a check: passed only if it passed in EVERY partition of the run.
+
+    A check that no partition needed (of a series the source does not serve) passes and says so.
+    """
     return [_result(name, outcomes, advisory) for name in names]
 
 
@@ -48,13 +52,19 @@ def _result(name: str, outcomes: Sequence[PartitionOutcome], advisory: Sequence[
         passed=not failed,
         check_name=name,
         severity=dg.AssetCheckSeverity.WARN if name in advisory else dg.AssetCheckSeverity.ERROR,
-        description=first or ("passed" if len(found) == 1 else f"{len(found)} partitions passed"),
+        description=first or _praise(len(found)),
         metadata={
             "partitions checked": len(found),
             "partitions failed": len(failed),
             "verdicts": dg.TableMetadataValue(records, _SCHEMA),
         },
     )
+
+
+def _praise(partitions: int) -> str:
+    if partitions == 0:
+        return "nothing to check"
+    return "passed" if partitions == 1 else f"{partitions} partitions passed"
 
 
 _SCHEMA = dg.TableSchema(

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import dagster as dg
 
-from mlbot_dagster.assets import backtests, features, models, raw, targets
+from mlbot_core.config import Settings
+from mlbot_dagster.assets import backtests, drift, features, models, raw, targets
 
 INGEST = "ingest"
 FEATURES = "features_and_targets"
 DATA = "data"
+PULL = "pull"
 TRAIN = "train"
 BACKTEST = "backtest"
 REPORT = "report"
 RESEARCH = "research"
+DRIFT = "drift"
 
 
-def build() -> list[dg.UnresolvedAssetJobDefinition]:
+def build(settings: Settings) -> list[dg.UnresolvedAssetJobDefinition]:
     """Return the jobs."""
     raws = dg.AssetSelection.groups(raw.GROUP)
+    needed = dg.AssetSelection.assets(*(raw.key(name) for name in features.series(settings)))
     derived = dg.AssetSelection.groups(features.GROUP, targets.GROUP)
     trained = dg.AssetSelection.assets(models.KEY)
     traded = dg.AssetSelection.groups(backtests.GROUP)
     return [
-        _job(INGEST, raws, "Pull raw series for markets and months."),
+        _job(INGEST, raws, "Pull every raw series for markets and months."),
         _job(FEATURES, derived, "Compute features and targets of stored months."),
-        _job(DATA, raws | derived, "Pull raw series, then compute features and targets."),
+        _job(PULL, raws | derived, "Pull any raw series, and derive features and targets: what `mlbot backfill` runs."),
+        _job(DATA, needed | derived, "Pull the series that features are made of, then compute features and targets."),
         _job(TRAIN, trained, "Train walk-forward and store out-of-fold forecasts."),
         _job(BACKTEST, traded, "Backtest stored forecasts and write the report."),
         _job(REPORT, dg.AssetSelection.assets(backtests.REPORT_KEY), "Write the report of a stored backtest again."),
+        _job(DRIFT, dg.AssetSelection.assets(drift.KEY), "Compare features with the newest model's training."),
         _job(RESEARCH, trained | traded, "Train, backtest and report."),
     ]
 

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,8 @@ class PlannedRun:
         Where market data comes from in this run; None as configured.
     config
         Configuration of ops by asset name, for instance ``{"models__forecasts": {"start": "2022-01-01"}}``.
+    assets
+        Assets of the job to make, like ``raw/price``; empty: all of them.
     """
 
     job: str
@@ -45,6 +47,7 @@ class PlannedRun:
     source: str | None = None
     config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    assets: Sequence[str] = ()
 
     def run_config(self) -> dict[str, Any]:
         """Return the Dagster run config."""
@@ -79,6 +82,7 @@ def execute(runs: list[PlannedRun], emit: Emit) -> bool:
 
 
 def _execute_one(number: int, run: PlannedRun, tags: dict[str, str], defs: Any, instance: Any, emit: Emit) -> bool:
+    import dagster as dg
     from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
     from mlbot_dagster import origin
@@ -90,6 +94,8 @@ def _execute_one(number: int, run: PlannedRun, tags: dict[str, str], defs: Any, 
     if run.first != run.last:
         tags |= {ASSET_PARTITION_RANGE_START_TAG: run.first, ASSET_PARTITION_RANGE_END_TAG: run.last}
         keys = {}
+    if run.assets:
+        keys["asset_selection"] = [dg.AssetKey.from_user_string(name) for name in run.assets]
     with listening(_StepListener(number, emit)), origin.noted(instance, run.job):
         result = job.execute_in_process(
             instance=instance, run_config=run.run_config(), tags=tags, raise_on_error=False, **keys

@@ -45,6 +45,11 @@ def all_months_of_the_market() -> dg.MultiPartitionMapping:
     )
 
 
+def of_the_same_market() -> dg.MultiPartitionMapping:
+    """A month rests on every model of its market."""
+    return all_months_of_the_market()
+
+
 def split_months(keys: Iterable[str]) -> dict[Market, tuple[Month, ...]]:
     """Return the months of each market among partition keys ``BTC-2h|2024-03-01``."""
     found: dict[Market, list[Month]] = {}

@@ -76,7 +76,9 @@ class MarketData(dg.ConfigurableResource):
 
     @property
     def identity(self) -> str:
-        """Which market it serves, where a source has several."""
+        """Which market it serves, where a source has several: an emulated Bybit is not the real one."""
+        if self.name == "bybit":
+            return self.settings.bybit_url or ""
         return self.settings.intervals.emulator.identity if self.name == "emulator" else ""
 
     @property

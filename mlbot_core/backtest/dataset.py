@@ -16,11 +16,13 @@ import pyarrow as pa
 from mlbot_core.backtest.funding import funding_of
 from mlbot_core.backtest.report import render_report, summary_row
 from mlbot_core.backtest.run import BacktestInput, BacktestResult, run_backtest
+from mlbot_core.backtest.trial import count_and_judge, namespace_of
 from mlbot_core.config import FeesConfig, RiskConfig
 from mlbot_core.errors import MissingDataError
 from mlbot_core.models.training import FORECAST_CHECKS, FORECASTS_TABLE, REGISTRY_TABLE
 from mlbot_core.targets.dataset import TABLE as TARGETS_TABLE
 from mlbot_core.timeframe import Market, Month
+from mlbot_core.validation.trials import TrialLedger, open_ledger
 from mlbot_core.warehouse import (
     PartitionKey,
     PartitionOutcome,
@@ -33,8 +35,10 @@ from mlbot_core.warehouse import (
     require,
 )
 from mlbot_core.warehouse.inputs import Window, read_inputs
+from mlbot_core.warehouse.references import stored_identity
 
 BACKTESTS_TABLE = "backtests"
+_BAR_COLUMNS = ["ts", "open", "high", "low", "close", "volume_usd", "volume_coin"]
 EQUITY_TABLE = "backtest_equity"
 BACKTEST_CHECKS = ("bookkeeping", "criteria")
 
@@ -86,8 +90,19 @@ class BacktestOutcome:
     summary: dict[str, Any]
 
 
-def backtest(warehouse: Warehouse, request: BacktestRequest, fees: FeesConfig, risk: RiskConfig) -> BacktestOutcome:
-    """Trade the newest version's out-of-fold forecasts and store equity and summary.
+def backtest(
+    warehouse: Warehouse,
+    request: BacktestRequest,
+    fees: FeesConfig,
+    risk: RiskConfig,
+    ledger: TrialLedger | None = None,
+) -> BacktestOutcome:
+    """Trade the newest version's out-of-fold forecasts, count the trial, and store equity and summary.
+
+    Parameters
+    ----------
+    ledger
+        Where trials are counted; by default the one in the warehouse's home.
 
     Raises
     ------
@@ -98,7 +113,7 @@ def backtest(warehouse: Warehouse, request: BacktestRequest, fees: FeesConfig, r
     BookkeepingError
         If an independent bookkeeping of the same fills disagrees.
     """
-    result, model = compute(warehouse, request, fees, risk)
+    result, model = compute(warehouse, request, fees, risk, ledger)
     summary = summary_row(result) | {
         "model_version": model.version,
         "start_ms": result.start_ms,
@@ -111,13 +126,13 @@ def backtest(warehouse: Warehouse, request: BacktestRequest, fees: FeesConfig, r
         data_version(equity),
         (
             Verdict("bookkeeping", True, {"vectorbt_relative_difference": float(result.vectorbt.disagreement)}),
-            Verdict(
-                "criteria",
-                not result.verdict.refused and result.verdict.significant,
-                {"outcome": result.verdict.outcome},
-            ),
+            Verdict("criteria", result.verdict.passed, {"outcome": result.verdict.outcome}),
         ),
-        {"model_version": model.version, "verdict": result.verdict.outcome},
+        {
+            "model_version": model.version,
+            "verdict": result.verdict.outcome,
+            "ledger_head": None if result.significance is None else str(result.significance.head),
+        },
     )
     row = pa.table(
         {
@@ -135,9 +150,16 @@ def backtest(warehouse: Warehouse, request: BacktestRequest, fees: FeesConfig, r
 
 
 def compute(
-    warehouse: Warehouse, request: BacktestRequest, fees: FeesConfig, risk: RiskConfig
+    warehouse: Warehouse,
+    request: BacktestRequest,
+    fees: FeesConfig,
+    risk: RiskConfig,
+    ledger: TrialLedger | None = None,
 ) -> tuple[BacktestResult, StoredModel]:
-    """Run the backtest of the newest version without storing anything; the same input gives the same result."""
+    """Run the backtest of the newest version and count it as a trial, without storing anything in the warehouse.
+
+    The same input gives the same result, and is counted once; its DSR and PBO move with the trials made since.
+    """
     with warehouse.read() as con:
         accepted = require(con, "forecasts", request.source, [request.partition], FORECAST_CHECKS)
         # the version whose forecasts were checked just now, not the one with the latest time stamp
@@ -146,6 +168,7 @@ def compute(
         forecasts = read_window(con, FORECASTS_TABLE, {**request.scope, "model_version": model.version}).to_pandas()
         first, last = int(forecasts["ts"].iloc[0]), int(forecasts["ts"].iloc[-1])
         labels = read_window(con, TARGETS_TABLE, request.market_scope, start_ms=first, end_ms=last + 1).to_pandas()
+        namespace = namespace_of(request.source, stored_identity(con, request.source) or "")
     window = Window(
         request.source,
         request.market,
@@ -154,7 +177,9 @@ def compute(
         after_ms=request.market.timeframe.ms,
     )
     inputs = read_inputs(warehouse, window, known_by_ms=request.known_by_ms)
-    bars = inputs.settled["price"].table.select(["ts", "open", "high", "low", "close"]).to_pandas()
+    bars = inputs.settled["price"].table.select(_BAR_COLUMNS).to_pandas()
+    # where only the turnover is served, coins follow from it at the close
+    bars["volume"] = bars["volume_coin"].fillna(bars["volume_usd"] / bars["close"])
     funding, funding_note = funding_of(inputs)
     targets = pd.DataFrame(
         {
@@ -181,7 +206,14 @@ def compute(
         shares=inputs.shares(),
         n_features=len(model.importance),
     )
-    return run_backtest(data), model
+    counted = count_and_judge(
+        run_backtest(data),
+        model.inputs,
+        ledger or open_ledger(warehouse.path.parent, warehouse.clock),
+        namespace=namespace,
+        run_id=request.run_id,
+    )
+    return counted, model
 
 
 def stored_model(registry: pa.Table, request: BacktestRequest) -> StoredModel:

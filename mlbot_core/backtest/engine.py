@@ -2,8 +2,8 @@
 
 Inside one bar, from its open to its close
 ------------------------------------------
-1. The open is the first mark: a level that the gap jumped over closes the position at the open, and the risk machine
-   sees the account (a new UTC day starts here).
+1. What was settled up to the open is paid. The open is the first mark: a level that the gap jumped over closes the
+   position at the open, and the risk machine sees the account (a new UTC day starts here).
 2. Settlements and the pending order happen at their own times, at the price of a Brownian bridge between open and
    close at that moment (its expected value; at the close, the close). An order takes at most its share of the bar's
    volume; what is left waits for the next recorded bar.
@@ -12,7 +12,8 @@ Inside one bar, from its open to its close
    that the bar allows: the extreme comes after the entry, and of the settlements after the entry a position that was
    closed so pays what it owes and receives nothing. The exit is stamped one millisecond before the close.
 4. At the close the account is marked, and the decision function is called as of the decision time. What it wants is
-   sent then and filled in the next recorded bar.
+   sent then and filled in the next recorded bar. Where it wants nothing new, an unfinished order goes on only as far
+   as it would still be allowed.
 """
 
 from __future__ import annotations
@@ -39,8 +40,23 @@ from mlbot_core.backtest.orders import (
     maintenance,
     nearest_level,
     on_lot,
+    same_size,
+    settled_at,
+    still_working,
 )
-from mlbot_core.decision.risk import breach_price, level_of, risk_check
+from mlbot_core.backtest.records import (
+    BAR_ROWS,
+    FILL_COLUMNS,
+    GROSS,
+    LEVEL,
+    NAV,
+    NAV_LOW,
+    POSITION,
+    write_change,
+    write_fill,
+    write_payment,
+)
+from mlbot_core.decision.risk import breach_price, floor_nav, level_of, risk_check
 from mlbot_core.decision.state import (
     FLAT_TODAY,
     HOLD,
@@ -56,66 +72,12 @@ from mlbot_core.decision.state import (
 )
 from mlbot_core.decision.step import follow, step
 
-# Rows of the array of bars.
-NAV, NAV_LOW, POSITION, GROSS, FEES, SLIPPAGE, FUNDING, LEVEL = range(8)
-BAR_ROWS: Final = 8
-# Columns of a fill: bar, side, coins, price, mid, fee, slippage, reason, NAV at the decision, position after.
-FILL_COLUMNS: Final = 10
 OPEN, HIGH, LOW, CLOSE = range(4)
 
 # What is done inside a bar, and in which order.
 _PAY_BEFORE, _FILL, _EXTREME, _PAY_AFTER = range(4)
 _FILL_EARLY: Final = (_PAY_BEFORE, _FILL, _EXTREME, _PAY_AFTER)
 _FILL_LATE: Final = (_EXTREME, _PAY_BEFORE, _FILL, _PAY_AFTER)
-
-
-@njit(cache=True)
-def _write_fill(
-    row: Any,
-    bars: Any,
-    bar: int,
-    amount: float,
-    price: float,
-    mid: float,
-    fee: float,
-    lost: float,
-    reason: int,
-    nav: float,
-    after: float,
-) -> None:
-    row[0] = bar
-    row[1] = 1.0 if amount > 0 else -1.0
-    row[2] = abs(amount)
-    row[3] = price
-    row[4] = mid
-    row[5] = fee
-    row[6] = lost
-    row[7] = reason
-    row[8] = nav
-    row[9] = after
-    bars[FEES, bar] += fee
-    bars[SLIPPAGE, bar] += lost
-
-
-@njit(cache=True)
-def _write_payment(row: Any, bars: Any, bar: int, held: float, price: float, rate: float, payment: float) -> None:
-    row[0] = held
-    row[1] = price
-    row[2] = rate
-    row[3] = payment
-    bars[FUNDING, bar] += payment
-
-
-@njit(cache=True)
-def _write_change(row: Any, ts: int, bar: int, before: int, after: int) -> int:
-    """Note causes that came and went; return 1 if any did."""
-    if before == after:
-        return 0
-    row[0] = ts
-    row[1] = bar
-    row[2] = after & ~before
-    row[3] = before & ~after
-    return 1
 
 
 @njit(cache=True)
@@ -180,7 +142,7 @@ def run(
     dead = -1
 
     cash, held, entry = nav0, 0.0, math.nan
-    last = math.nan
+    last = last_mark = math.nan
     pending, goal, decided_nav = 0, 0.0, nav0
     stopped = 0
     flow = 0.0
@@ -198,6 +160,15 @@ def run(
         cash += flows[i]
         flow += flows[i]
         died = False
+        while event < m and event_ts[event] <= opened:
+            # settlements of a time without rows are owed before anything happens in this bar
+            if held != 0.0:
+                payment = held * last_mark * event_rate[event]
+                cash -= payment
+                write_payment(payments[n_payments], bars, i, held, last_mark, event_rate[event], payment)
+                payment_ts[n_payments] = event_ts[event]
+                n_payments += 1
+            event += 1
         if present:
             if held != 0.0:
                 bars[GROSS, i] += held * (open_ - reference)
@@ -213,20 +184,21 @@ def run(
                 mark = Observation(opened, -1, marks[OPEN, i], marked, held, flow, before & OBSERVED, 0)
                 state = risk_check(state, mark, limits)
                 flow = 0.0
-                n_changes += _write_change(changes[n_changes], opened, i, before, state.causes)
-                flattened = level_of(state.causes) >= FLAT_TODAY
+                n_changes += write_change(changes[n_changes], opened, i, before, state.causes)
+                # what was flat already at the last decision has its order under way, filled at its own time
+                flattened = level_of(state.causes) >= FLAT_TODAY and level_of(before) < FLAT_TODAY
                 reason = R_RISK if flattened else 0
                 if reason == 0 and math.isfinite(rules.stop_distance):
                     stop = entry * (1.0 - math.copysign(rules.stop_distance, held))
-                    reason = R_STOP if (open_ - stop) * held < 0.0 else 0
+                    reason = R_STOP if (open_ - stop) * held <= 0.0 else 0
                 if reason != 0 and held != 0.0:
                     price, fee, lost = executed(-held, open_, volume[i], rules)
-                    _write_fill(fills[n_fills], bars, i, -held, price, open_, fee, lost, reason, nav, 0.0)
+                    write_fill(fills[n_fills], bars, i, -held, price, open_, fee, lost, reason, nav, 0.0)
                     fill_ts[n_fills] = opened
                     n_fills += 1
                     cash += held * price - fee
+                    stopped = int(math.copysign(1.0, held)) if reason == R_STOP else stopped
                     held = 0.0
-                    stopped = 1 if reason == R_STOP else stopped
                     pending = 0
                 if flattened:
                     pending = 0
@@ -241,20 +213,17 @@ def run(
                 until = fill_at if doing == _PAY_BEFORE else closed
                 while event < m and event_ts[event] <= until:
                     if held != 0.0:
-                        then = last
-                        if present and event_ts[event] > opened:
-                            then = bridge(open_, close, event_ts[event] - opened, rules.length)
-                            if event_ts[event] == closed:
-                                then = marks[CLOSE, i]
+                        elapsed = event_ts[event] - opened
+                        then = settled_at(marks[OPEN, i], marks[CLOSE, i], elapsed, rules.length, last_mark)
                         payment = held * then * event_rate[event]
                         cash -= payment
-                        _write_payment(payments[n_payments], bars, i, held, then, event_rate[event], payment)
+                        write_payment(payments[n_payments], bars, i, held, then, event_rate[event], payment)
                         payment_ts[n_payments] = event_ts[event]
                         n_payments += 1
                     event += 1
             elif doing == _FILL and present and pending != 0:
                 mid = bridge(open_, close, rules.delay, rules.length)
-                amount = at_most(goal - held, volume[i], rules)
+                amount = 0.0 if same_size(goal, held) else at_most(goal - held, volume[i], rules)
                 if amount != 0.0:
                     price, fee, lost = executed(amount, mid, volume[i], rules)
                     if held != 0.0:
@@ -264,10 +233,10 @@ def run(
                     entry = average_entry(entry, held, amount, price)
                     # the whole order ends exactly where it was meant to, without a rounding error
                     held = goal if amount == goal - held else held + amount
-                    _write_fill(fills[n_fills], bars, i, amount, price, mid, fee, lost, pending, decided_nav, held)
+                    write_fill(fills[n_fills], bars, i, amount, price, mid, fee, lost, pending, decided_nav, held)
                     fill_ts[n_fills] = fill_at
                     n_fills += 1
-                if held == goal:
+                if same_size(held, goal):
                     pending = 0
             elif doing == _EXTREME and present and held != 0.0:
                 sign = 1.0 if held > 0 else -1.0
@@ -291,35 +260,42 @@ def run(
                 else:
                     # a level that the entry itself jumped over is met where the position was opened
                     at = reference if (reference - level) * sign < 0.0 else level
+                    # the mark may meet a level at which nothing was traded
+                    at = worst_last if (worst_last - at) * sign > 0.0 else at
                     price, fee, lost = executed(-held, at, volume[i], rules)
                     nav = cash + held * at
                     bars[GROSS, i] += held * (at - reference)
                     reference = at
                     while event < m and event_ts[event] < closed:
-                        then = bridge(open_, close, event_ts[event] - opened, rules.length)
+                        elapsed = event_ts[event] - opened
+                        then = settled_at(marks[OPEN, i], marks[CLOSE, i], elapsed, rules.length, last_mark)
                         payment = held * then * event_rate[event]
                         if payment > 0.0:
                             cash -= payment
-                            _write_payment(payments[n_payments], bars, i, held, then, event_rate[event], payment)
+                            write_payment(payments[n_payments], bars, i, held, then, event_rate[event], payment)
                             payment_ts[n_payments] = event_ts[event]
                             n_payments += 1
                         event += 1
-                    _write_fill(fills[n_fills], bars, i, -held, price, at, fee, lost, reason, nav, 0.0)
+                    write_fill(fills[n_fills], bars, i, -held, price, at, fee, lost, reason, nav, 0.0)
                     fill_ts[n_fills] = closed - 1
                     n_fills += 1
                     cash += held * price - fee
                     held = 0.0
                     worst = min(worst, cash)
-                    stopped = 1 if reason == R_STOP else stopped
                     pending = 0
                     before = state.causes
-                    mark = Observation(closed - 1, -1, at, cash, 0.0, flow, before & OBSERVED, 0)
+                    seen_nav = cash
+                    if reason == R_RISK:
+                        # at the level NAV is at the limit, which neither rounding nor the last price talks away
+                        seen_nav = min(cash, floor_nav(state, limits))
+                    else:
+                        stopped = int(sign)
+                    mark = Observation(closed - 1, -1, at, seen_nav, 0.0, 0.0, before & OBSERVED, 0)
                     state = risk_check(state, mark, limits)
-                    flow = 0.0
-                    n_changes += _write_change(changes[n_changes], closed - 1, i, before, state.causes)
+                    n_changes += write_change(changes[n_changes], closed - 1, i, before, state.causes)
 
         if present and not died:
-            last = close
+            last, last_mark = close, marks[CLOSE, i]
             if held != 0.0:
                 bars[GROSS, i] += held * (close - reference)
                 reference = close
@@ -328,11 +304,14 @@ def run(
             # the exchange takes the position over where nothing is left of the account
             at = -cash / held
             bars[GROSS, i] += held * (at - reference)
-            _write_fill(fills[n_fills], bars, i, -held, at, at, 0.0, 0.0, R_LIQUIDATED, 0.0, 0.0)
+            write_fill(fills[n_fills], bars, i, -held, at, at, 0.0, 0.0, R_LIQUIDATED, 0.0, 0.0)
             fill_ts[n_fills] = closed
             n_fills += 1
             cash = held = nav = worst = 0.0
             dead = i
+            before = state.causes
+            state = risk_check(state, Observation(closed, -1, last, 0.0, 0.0, 0.0, before & OBSERVED, 0), limits)
+            n_changes += write_change(changes[n_changes], closed, i, before, state.causes)
         bars[NAV, i] = nav
         bars[NAV_LOW, i] = min(nav, worst)
         bars[POSITION, i] = held
@@ -351,14 +330,18 @@ def run(
             age = int(forecasts[4, i])
             said = Forecast(forecasts[0, i], forecasts[1, i], forecasts[2, i], forecasts[3, i], age)
             state, decision = step(state, seen, said, limits, rules.cost_round_trip)
-        n_changes += _write_change(changes[n_changes], seen.ts, i, before, state.causes)
+        n_changes += write_change(changes[n_changes], seen.ts, i, before, state.causes)
         bars[LEVEL, i] = decision.level
         if decision.action != HOLD:
             pending = _reason(decision)
             goal = on_lot(decision.target * marked / marks[CLOSE, i], rules.lot)
             decided_nav = marked
-            if goal == held or (goal != 0.0 and abs(goal - held) * close < rules.min_notional):
+            if same_size(goal, held) or (goal != 0.0 and abs(goal - held) * close < rules.min_notional):
                 pending = 0
+        elif pending != 0:
+            bound = on_lot(decision.target * marked / marks[CLOSE, i], rules.lot)
+            goal = still_working(goal, held, bound, decision.keep_entries)
+            pending = 0 if same_size(goal, held) else pending
     return (
         bars,
         fill_ts[:n_fills].copy(),

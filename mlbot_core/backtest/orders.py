@@ -56,8 +56,8 @@ def bridge(open_: float, close: float, elapsed: int, length: int) -> float:
 @njit(cache=True)
 def slip_of(amount: float, volume: float, rules: Rules) -> float:
     """Return the slippage of an order as a fraction of the price; an unknown volume has no impact."""
-    if rules.impact > 0.0 and volume > 0.0:
-        return rules.slippage + rules.impact * math.sqrt(min(amount / volume, 1.0))
+    if rules.impact > 0.0 and volume >= 0.0:
+        return rules.slippage + rules.impact * (math.sqrt(amount / volume) if amount < volume else 1.0)
     return rules.slippage
 
 
@@ -98,12 +98,26 @@ def maintenance(value: float, tiers: Any) -> tuple[float, float]:
 
 @njit(cache=True)
 def liquidation_price(cash: float, held: float, mark: float, tiers: Any) -> float:
-    """Return the mark price at which equity equals the maintenance margin, by the tier of the value at ``mark``."""
-    rate, deduction = maintenance(abs(held) * mark, tiers)
-    slope = held - abs(held) * rate
-    if slope == 0.0:
-        return math.nan
-    return -(cash + deduction) / slope
+    """Return the mark price at which equity equals the maintenance margin, by the tier of the value at that price."""
+    at = mark
+    for _ in range(len(tiers) + 1):
+        # the tier may be another one at the price that it implies: a short grows as it loses
+        rate, deduction = maintenance(abs(held) * at, tiers)
+        slope = held - abs(held) * rate
+        if slope == 0.0:
+            return math.nan
+        before, at = at, -(cash + deduction) / slope
+        if not at > 0.0 or maintenance(abs(held) * at, tiers)[0] == rate or at == before:
+            break
+    return at
+
+
+@njit(cache=True)
+def settled_at(open_: float, close: float, elapsed: int, length: int, carried: float) -> float:
+    """Return the mark price of a settlement: the bridge inside a recorded bar, else the last one known."""
+    if elapsed <= 0 or math.isnan(open_) or math.isnan(close):
+        return carried
+    return bridge(open_, close, elapsed, length)
 
 
 @njit(cache=True)
@@ -116,13 +130,44 @@ def executed(amount: float, mid: float, volume: float, rules: Rules) -> tuple[fl
 
 
 @njit(cache=True)
+def same_size(one: float, other: float) -> bool:
+    """Return whether two signed numbers of coins differ by rounding errors only."""
+    return abs(one - other) <= 1e-9 * max(abs(one), abs(other))
+
+
+@njit(cache=True)
 def at_most(amount: float, volume: float, rules: Rules) -> float:
-    """Return as much of an order, signed coins, as its share of a bar's volume lets through."""
-    if math.isfinite(rules.participation) and volume > 0.0:
+    """Return as much of an order, signed coins, as its share of a bar's volume lets through; NaN bounds nothing."""
+    if math.isfinite(rules.participation) and volume >= 0.0:
         most = on_lot(rules.participation * volume, rules.lot)
-        if abs(amount) > most:
+        if abs(amount) > most and not same_size(abs(amount), most):
             return math.copysign(most, amount)
     return amount
+
+
+@njit(cache=True)
+def still_working(goal: float, held: float, bound: float, keep_entries: int) -> float:
+    """Return the position that an unfinished order may still lead to, after a decision that sends no other.
+
+    Parameters
+    ----------
+    goal
+        That it was sent for, signed coins.
+    held
+        Signed coins.
+    bound
+        What the decision allows to hold, signed coins.
+    keep_entries
+        Of :class:`mlbot_core.decision.state.Decision`: 0 cancels what adds to the position.
+    """
+    if goal * held < 0.0 and keep_entries == 0:
+        return 0.0
+    if (goal * held > 0.0 and abs(goal) <= abs(held)) or goal == 0.0:
+        return goal
+    if keep_entries == 0:
+        return held
+    most = min(abs(goal), abs(bound))
+    return math.copysign(max(most, abs(held)) if goal * held > 0.0 else most, goal)
 
 
 @njit(cache=True)
@@ -141,6 +186,8 @@ def nearest_level(
     entry: float, risk: float, out: float, worst_last: float, worst_mark: float, sign: float, rules: Rules
 ) -> tuple[float, int]:
     """Return (price, reason) of the level that an adverse move meets first; reason 0 when it meets none.
+
+    The levels of the mark price are met by the mark; where the last price is then is another question.
 
     Parameters
     ----------

@@ -2,7 +2,8 @@
 
 vectorbt 1.2 keeps the books of a spot account: a purchase needs cash. A perpetual needs margin only, so a credit is
 added to vectorbt's cash where a purchase (a reversal, a fee at full exposure) would exceed it, and taken off its
-equity again. vectorbt knows no funding; :func:`equity_with_funding` takes the payments off.
+equity again. vectorbt knows no funding and here no deposits; :func:`equity_with_funding` takes payments off and adds
+flows.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class VectorbtView:
     Parameters
     ----------
     equity
-        float64[n], USD at each bar's close, without funding.
+        float64[n], USD at each bar's close, without funding and flows.
     disagreement
-        Largest difference from the simulator's NAV, funding taken off, relative to NAV.
+        Largest difference from the simulator's NAV, funding taken off and flows added, relative to NAV.
     trades
         Statistics of vectorbt's positions (round trips, open ones left out, without funding): ``count``, ``win_rate``
         (fraction), ``profit_factor``, ``expectancy_usd``, ``best_usd``, ``worst_usd``, ``mean_bars``.
@@ -81,9 +82,9 @@ def vectorbt_view(simulation: Simulation, close: FloatArray) -> VectorbtView:
 
 
 def equity_with_funding(equity: FloatArray, simulation: Simulation) -> FloatArray:
-    """Return vectorbt's equity less the funding paid so far, USD."""
-    paid: FloatArray = np.cumsum(simulation.funding[: len(equity)])
-    result: FloatArray = equity - paid
+    """Return vectorbt's equity less the funding paid and with the flows received so far, USD."""
+    n = len(equity)
+    result: FloatArray = equity + np.cumsum(simulation.flows[:n] - simulation.funding[:n])
     return result
 
 

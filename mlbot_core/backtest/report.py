@@ -16,6 +16,7 @@ from mlbot_core.backtest import plots, sections
 from mlbot_core.backtest.metrics import monthly_returns
 from mlbot_core.backtest.run import BacktestResult
 from mlbot_core.backtest.sections import escape, figure_or_words, section
+from mlbot_core.backtest.significance_block import significance_block
 
 _PLACEHOLDER: Final = re.compile(r"\{\{(\w+)\}\}")
 
@@ -42,6 +43,7 @@ def render_report(
         (
             sections.header(result),
             section("criteria", "Verdict and criteria", sections.criteria(result)),
+            section("significance", "How sure can one be?", sections.significance(result)),
             section("equity", "Equity against buy and hold", _equity(result, figures)),
             section("rolling", "Rolling Sharpe ratio", _rolling(result, figures)),
             section("months", "Monthly returns", _months(result)),
@@ -77,9 +79,11 @@ def summary_row(result: BacktestResult) -> dict[str, Any]:
     Keys: ``timeframe``, ``bars``, ``features``, ``folds``, ``days``, ``trades``, ``hit_rate``, ``hit_rate_low``,
     ``hit_rate_high`` (forecasts, fractions), ``trade_hit_rate``, ``sharpe``, ``sharpe_low``, ``sharpe_high`` (net, at
     unit exposure), ``sharpe_traded``, ``max_drawdown`` (unit exposure, fraction), ``max_drawdown_traded``,
-    ``synthetic``, ``verdict``.
+    ``psr``, ``dsr``, ``n_trials``, ``pbo`` (unit exposure; None where not evaluated), ``significance`` (the sentence),
+    ``ledger_head``, ``synthetic``, ``verdict``.
     """
     unit, traded, hits = result.metrics["unit"], result.metrics["traded"], result.skill.hits
+    block = significance_block(result)
     return {
         "timeframe": str(result.input.market.timeframe),
         "bars": int(result.equity["close"].notna().sum()),
@@ -97,6 +101,12 @@ def summary_row(result: BacktestResult) -> dict[str, Any]:
         "sharpe_traded": _finite(traded.sharpe.value),
         "max_drawdown": _finite(unit.drawdown.depth),
         "max_drawdown_traded": _finite(traded.drawdown.depth),
+        "psr": _finite(block.psr),
+        "dsr": _finite(block.dsr),
+        "n_trials": block.n_trials or None,
+        "pbo": _finite(block.pbo),
+        "significance": block.sentence,
+        "ledger_head": block.ledger_head or None,
         "synthetic": result.input.synthetic,
         "verdict": result.verdict.outcome,
     }

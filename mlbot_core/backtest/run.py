@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,15 +16,15 @@ import pandas as pd
 from mlbot_core.backtest.metrics import Metrics, compute_metrics, daily_returns
 from mlbot_core.backtest.portfolio import VectorbtView, require_agreement, vectorbt_view
 from mlbot_core.backtest.roundtrips import round_trips
-from mlbot_core.backtest.simulator import Simulation, SimulationParams, simulate
+from mlbot_core.backtest.setup import simulation_params
+from mlbot_core.backtest.simulator import Forecasts, Simulation, SimulationParams, simulate
 from mlbot_core.backtest.skill import ForecastSkill, forecast_skill
 from mlbot_core.backtest.verdict import Verdict, judge
 from mlbot_core.clock import format_utc
 from mlbot_core.config import FeesConfig, RiskConfig
-from mlbot_core.decision.costs import costs_from_fees
-from mlbot_core.decision.sizing import target_positions
 from mlbot_core.errors import MissingDataError, UsageError
 from mlbot_core.timeframe import Market
+from mlbot_core.validation.trials_significance import CandidateSignificance
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -47,7 +48,8 @@ class BacktestInput:
     market, source, model_type, model_version
         What was forecast, from which data, by whom.
     bars
-        ``ts`` (UTC ms, open time), ``open``, ``high``, ``low``, ``close`` (USD); ascending, NaN or absent = missing.
+        ``ts`` (UTC ms, open time), ``open``, ``high``, ``low``, ``close`` (USD), and ``volume`` (coins) where it is
+        known; ascending, NaN or absent = missing.
     forecasts
         ``ts``, ``fold``, ``p_down``, ``p_neutral``, ``p_up``: out of fold, one row a bar.
     targets
@@ -108,7 +110,7 @@ class BacktestResult:
     simulations
         By the same names.
     verdict
-        The user's criteria at both sizes.
+        The user's criteria at both sizes, and the statistics where trials were counted.
     skill
         The forecasts against realised labels.
     vectorbt
@@ -122,6 +124,8 @@ class BacktestResult:
         ``day``, ``traded``, ``unit``, ``hold``: daily net returns.
     notes
         The input's notes and what the run found out itself.
+    significance
+        The result among all trials of its namespace; None where it was not recorded in a ledger.
     """
 
     input: BacktestInput
@@ -138,6 +142,7 @@ class BacktestResult:
     trades: pd.DataFrame
     daily: pd.DataFrame
     notes: tuple[str, ...]
+    significance: CandidateSignificance | None = None
 
 
 def run_backtest(data: BacktestInput) -> BacktestResult:
@@ -157,22 +162,24 @@ def run_backtest(data: BacktestInput) -> BacktestResult:
     """
     _check(data)
     grid = _grid(data)
-    costs = costs_from_fees(data.fees)
-    params = SimulationParams(
-        timeframe_ms=data.market.timeframe.ms,
-        delay_ms=data.settle_delay_ms + data.latency_ms,
-        fee=costs.taker,
-        slippage=costs.slippage,
-        initial_nav=data.initial_nav,
-        cap=data.risk.max_position,
+    traded_params, unit_params = (
+        simulation_params(
+            data.market,
+            data.fees,
+            data.risk,
+            data.settle_delay_ms,
+            data.latency_ms,
+            unit=unit,
+            initial_nav=data.initial_nav,
+        )
+        for unit in (False, True)
     )
-    uncapped = dataclasses.replace(params, cap=float("inf"))
-    down, up, width = (grid[name].to_numpy() for name in ("p_down", "p_up", "width"))
-    sized = target_positions(down, up, width, costs.round_trip, data.risk.max_position)
+    said = Forecasts(*(grid[name].to_numpy() for name in ("p_down", "p_up", "width")))
     simulations = {
-        "traded": _simulate(data, grid, sized, params),
-        "unit": _simulate(data, grid, target_positions(down, up, width, costs.round_trip, 1.0), uncapped),
-        "hold": _simulate(data, grid, np.ones(len(grid)), uncapped),
+        "traded": _simulate(data, grid, said, traded_params),
+        "unit": _simulate(data, grid, said, unit_params),
+        # bought once and held: what the comparison drifts to is the point of it
+        "hold": _simulate(data, grid, np.ones(len(grid)), dataclasses.replace(unit_params, rebalance_band=math.inf)),
     }
     close = grid["close"].to_numpy()
     metrics = {name: compute_metrics(simulation, close) for name, simulation in simulations.items()}
@@ -183,11 +190,11 @@ def run_backtest(data: BacktestInput) -> BacktestResult:
     return BacktestResult(
         input=data,
         start_ms=int(grid["ts"].iloc[0]),
-        end_ms=int(grid["ts"].iloc[-1]) + params.timeframe_ms,
+        end_ms=int(grid["ts"].iloc[-1]) + traded_params.timeframe_ms,
         metrics=MappingProxyType(metrics),
         simulations=MappingProxyType(simulations),
         verdict=judge(metrics["traded"], metrics["unit"]),
-        skill=forecast_skill(data.forecasts, data.targets, params.timeframe_ms),
+        skill=forecast_skill(data.forecasts, data.targets, traded_params.timeframe_ms),
         vectorbt=view,
         equity=pd.DataFrame(
             {
@@ -203,6 +210,12 @@ def run_backtest(data: BacktestInput) -> BacktestResult:
         daily=pd.DataFrame({"day": daily["traded"]["day"], **{name: frame["ret"] for name, frame in daily.items()}}),
         notes=(*data.notes, *_findings(data, grid, simulations)),
     )
+
+
+def with_significance(result: BacktestResult, significance: CandidateSignificance) -> BacktestResult:
+    """Return the result judged again, among all trials."""
+    verdict = judge(result.metrics["traded"], result.metrics["unit"], significance)
+    return dataclasses.replace(result, verdict=verdict, significance=significance)
 
 
 def _check(data: BacktestInput) -> None:
@@ -229,8 +242,9 @@ def _grid(data: BacktestInput) -> pd.DataFrame:
     end = min(last + length, int(data.bars["ts"].max())) if len(data.bars) else last
     ts = np.arange(first, max(end, last) + 1, length, dtype=np.int64)
     grid = pd.DataFrame({"ts": ts})
+    bars = data.bars if "volume" in data.bars.columns else data.bars.assign(volume=np.nan)
     for frame, columns in (
-        (data.bars, ["open", "high", "low", "close"]),
+        (bars, ["open", "high", "low", "close", "volume"]),
         (data.forecasts, ["p_down", "p_up"]),
         (data.targets, ["width"]),
     ):
@@ -243,7 +257,9 @@ def _grid(data: BacktestInput) -> pd.DataFrame:
     return grid.astype({name: "float64" for name in grid.columns if name != "ts"})
 
 
-def _simulate(data: BacktestInput, grid: pd.DataFrame, target: FloatArray, params: SimulationParams) -> Simulation:
+def _simulate(
+    data: BacktestInput, grid: pd.DataFrame, decided: Forecasts | FloatArray, params: SimulationParams
+) -> Simulation:
     open_, high, low, close = (grid[name].to_numpy() for name in ("open", "high", "low", "close"))
     funding = data.funding.dropna(subset=["rate"])
     return simulate(
@@ -252,10 +268,11 @@ def _simulate(data: BacktestInput, grid: pd.DataFrame, target: FloatArray, param
         high,
         low,
         close,
-        target,
+        decided,
         params,
         funding["ts"].to_numpy(),
         funding["rate"].to_numpy(),
+        volume=grid["volume"].to_numpy(),
     )
 
 
@@ -278,5 +295,12 @@ def _findings(data: BacktestInput, grid: pd.DataFrame, simulations: Mapping[str,
                 f"The account went bankrupt at {name} size in the bar of {when}; nothing is traded afterwards."
             )
     found.append("Settlements are paid on the last price: no mark price is recorded.")
-    found.append("The daily loss limit and the drawdown halt are not simulated here; the cap and its trim are.")
+    traded = simulations["traded"].risk_events
+    days = int(traded["entered"].str.contains("daily_loss").sum())
+    if days:
+        found.append(f"The daily loss limit flattened the traded size on {days} days.")
+    halted = traded[traded["entered"].str.contains("drawdown")]
+    if len(halted):
+        when = format_utc(int(halted["ts"].iloc[0]))
+        found.append(f"The drawdown limit halted the traded size at {when}; nobody re-arms it in a backtest.")
     return found

@@ -13,7 +13,8 @@ import pandas as pd
 from mlbot_core.backtest.metrics import Metrics
 from mlbot_core.backtest.plots import Figure
 from mlbot_core.backtest.run import BacktestResult
-from mlbot_core.backtest.verdict import CRITERIA_MET, NOT_EVALUATED, Criterion
+from mlbot_core.backtest.significance_block import SignificanceBlock, overfitting_words, significance_block
+from mlbot_core.backtest.verdict import NOT_EVALUATED, Criterion
 from mlbot_core.clock import format_utc
 from mlbot_core.validation.significance import Interval
 
@@ -21,6 +22,7 @@ DASH: Final = "–"
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _SECTIONS: Final = (
     "criteria",
+    "significance",
     "equity",
     "months",
     "trades",
@@ -89,7 +91,7 @@ def header(result: BacktestResult) -> str:
             "Nothing here says anything about real trading.</span></div>"
         )
     unit, traded, hold = (result.metrics[name] for name in ("unit", "traded", "hold"))
-    met = result.verdict.outcome.startswith(CRITERIA_MET)
+    met = not result.verdict.refused and result.verdict.significant
     cards = "".join(
         f"<div class='card'><div class='name'>{name}</div><div class='value'>{value}</div>"
         f"<div class='more'>{more}</div></div>"
@@ -141,23 +143,70 @@ def criteria(result: BacktestResult) -> str:
         (criterion.name, criterion.bound, *_outcome(criterion), *_outcome(unit))
         for criterion, unit in zip(verdict.criteria["traded"], verdict.criteria["unit"], strict=True)
     ]
-    rows += [(name, bound, DASH, "not evaluated", DASH, "not evaluated") for name, bound in verdict.not_evaluated]
+    rows += [(c.name, c.bound, DASH, "", *_outcome(c)) for c in verdict.statistics]
+    rows += [(name, bound, DASH, "", DASH, "not evaluated") for name, bound in verdict.not_evaluated]
     head = ("criterion", "bound", "traded size", "", "unit exposure", "")
-    sharpe = result.metrics["unit"].sharpe
     words = (
-        f"<p>Sharpe ratio at unit exposure {interval(sharpe, '.2f')} (95 %), probability that it is above zero "
-        f"{number(result.metrics['unit'].psr, '.1%')}: "
-        + ("" if verdict.significant else "<b>not significant</b>, that is, not shown to be above zero.")
-        + ("significantly above zero before counting trials." if verdict.significant else "")
-        + "</p><p class='note'>The bounds are constants in code. A backtest can refuse a model; it can never promote "
-        "one. The interval takes days as independent.</p>"
-        f"<p class='note'>DSR and PBO: {NOT_EVALUATED}.</p>"
+        "<p class='note'>The bounds are constants in code. A backtest can refuse a model; it can never promote one: "
+        "that takes a signed record of a registry, which does not exist yet.</p>"
     )
+    if result.significance is None:
+        words += f"<p class='note'>DSR and PBO: {NOT_EVALUATED}.</p>"
     return table(head, rows) + words
 
 
+def significance(result: BacktestResult) -> str:
+    """Return the block that says how sure one may be."""
+    block = significance_block(result)
+    unit = "<td class='text'>"
+    rows = [
+        ("evidence", f"{block.days:,} days, {block.forecasts:,} forecasts, {block.trades:,} round trips"),
+        ("period", f"{_moment(block.start_ms)} to {_moment(block.end_ms)} UTC"),
+        ("Sharpe ratio [95 %]", interval(block.sharpe, ".2f")),
+        ("PSR: probability that it is above zero", number(block.psr, ".1%")),
+        ("DSR: the same, counting trials", _deflated(block)),
+        ("PBO: probability of overfitting", overfitting_words(block) or DASH),
+        ("forecast hit rate [95 %]", interval(block.hits, ".1%")),
+        ("turnover a year", f"{number(block.turnover_per_year, ',.1f')} × NAV"),
+        ("break-even cost per side", f"{number(block.break_even_bp, '.2f')} bp"),
+        (
+            "point-in-time share of the data",
+            ", ".join(f"{name} {number(share, '.1%')}" for name, share in block.shares.items()),
+        ),
+    ]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in block.notes)
+    head = (
+        f"<p class='note' style='overflow-wrap:anywhere'>Trial ledger {escape(block.ledger_head)}</p>"
+        if block.ledger_head
+        else ""
+    )
+    return (
+        f"<p class='{'pass' if block.significant else 'fail'}' id='sentence'>{escape(block.sentence)}</p>"
+        + table(("", ""), [(name, f"{unit}{value}</td>") for name, value in rows])
+        + "<p class='note'>At unit exposure, net. The Sharpe interval and the PSR take days as independent.</p>"
+        + (f"<ul>{notes}</ul>" if notes else "")
+        + head
+    )
+
+
+def _deflated(block: SignificanceBlock) -> str:
+    if block.n_trials == 0:
+        return f"{DASH} (no ledger)"
+    trials = f"N = {block.n_trials:,}"
+    if math.isfinite(block.effective_trials):
+        trials += f", about {block.effective_trials:,.0f} independent"
+    if math.isnan(block.benchmark):
+        return f"{DASH} ({trials})"
+    return (
+        f"{number(block.dsr, '.1%')} ({trials}; the best of so many without skill would show "
+        f"{number(block.benchmark, '.2f')})"
+    )
+
+
 def _outcome(criterion: Criterion) -> tuple[str, str]:
-    pattern = {"Sharpe": ".2f", "MAR": ".2f", "max drawdown": ".2%"}.get(criterion.name, ",.0f")
+    pattern = {"Sharpe": ".2f", "MAR": ".2f", "max drawdown": ".2%", "DSR": ".3f", "PBO": ".3f"}.get(
+        criterion.name, ",.0f"
+    )
     word = "<span class='pass'>pass</span>" if criterion.passed else "<span class='fail'>fail</span>"
     return number(criterion.value, pattern), word
 
@@ -283,7 +332,7 @@ def provenance(result: BacktestResult) -> str:
         ("fee, slippage per side", f"{data.fees.taker_bp:g} bp, {data.fees.slippage_bp:g} bp"),
         (
             "cap at the traded size",
-            f"{data.risk.max_position:.0%} of NAV, trimmed above {data.risk.max_position * 1.05:.1%}",
+            f"{data.risk.max_position:.0%} of NAV, trimmed above {data.risk.max_position * data.risk.trim_above:.1%}",
         ),
         ("settlements paid", f"{len(result.payments):,}"),
     ]

@@ -6,9 +6,11 @@ same decision function as paper and live trading.
 * A decision is made at the bar's close plus the settle delay, and its order is filled ``delay_ms`` after the close in
   the next recorded bar, so nothing is filled before it was decided; slippage and ticks worsen the price.
 * A settlement at ``s`` belongs to the bar with ``open < s <= close``; whoever holds the position at that instant pays,
-  on the bridge price (at the close, on the mark).
+  on the mark price (inside a bar on the bridge between its open and close).
 * A bar with NaN open or close, or absent altogether, is missing: nothing is decided or filled in it, the position is
   carried at its last close, funding is still paid, and an order waits for the next recorded bar.
+* A stop, a limit or a liquidation closes the whole position at once, whatever the bar's volume; the impact of its size
+  worsens the price.
 * When equity at the mark falls to the maintenance margin, the exchange takes the position over and nothing of the
   account is left; without maintenance tiers that happens where NAV is zero. Nothing happens afterwards.
 
@@ -26,149 +28,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mlbot_core.backtest import engine
-from mlbot_core.backtest.orders import R_LIQUIDATED, REASONS, Rules
+from mlbot_core.backtest import engine, records
+from mlbot_core.backtest.orders import R_LIQUIDATED, REASONS
+from mlbot_core.backtest.params import NO_AGE, SimulationParams
 from mlbot_core.clock import format_utc
-from mlbot_core.decision.state import Limits, RiskState, cause_names, initial_state
+from mlbot_core.decision.state import ERROR, KILL, OBSERVED, RiskState, cause_names, initial_state
 from mlbot_core.errors import UsageError
-from mlbot_core.timeframe import MINUTE_MS
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 BANKRUPT: Final = R_LIQUIDATED
-DAY_GRACE_MS: Final = 5 * MINUTE_MS
-_NO_AGE: Final = 2**62
+_KNOWN_FLAGS: Final = OBSERVED | KILL | ERROR
 
 __all__ = ["BANKRUPT", "REASONS", "Forecasts", "Simulation", "SimulationParams", "simulate"]
-
-
-@dataclass(frozen=True)
-class SimulationParams:
-    """Costs, delays, limits and the exchange's rules of one simulation; what is left out does not apply.
-
-    Parameters
-    ----------
-    timeframe_ms
-        Length of a bar.
-    delay_ms
-        From a bar's close to the fill of what was decided on it; at most one bar.
-    fee, slippage
-        Fractions of the traded value and of the price, per side.
-    initial_nav
-        USD.
-    cap
-        Largest |position value| / NAV that is allowed; infinite for no limit.
-    trim_ratio
-        The position is cut back to ``cap`` once it exceeds ``trim_ratio x cap`` at a close.
-    rebalance_band
-        Trade an unchanged target when |actual - target| fraction of NAV exceeds this; infinite (the default) for
-        never: the position then drifts with price and NAV until the target changes or the cap trims it.
-    daily_loss, max_drawdown
-        Limits of the risk machine, fractions of NAV; infinite for none.
-    settle_ms
-        From a bar's close to its decision.
-    cost_round_trip
-        What the no-trade band takes entering and leaving to cost, fraction of the traded value.
-    max_forecast_age_ms
-        Older forecasts reduce only.
-    impact
-        Additional slippage of an order as large as the bar's volume; it grows with the square root of the share.
-    participation
-        Largest share of a bar's volume that one order takes in that bar.
-    lot, tick, min_notional
-        Steps of quantity (coins) and price (USD), and the smallest order value (USD).
-    stop_distance
-        Protective stop, fraction of the average entry price; infinite for none.
-    maintenance
-        Tiers of the maintenance margin: (largest position value in USD, rate, deduction in USD), ascending.
-
-    Raises
-    ------
-    UsageError
-        If a value is out of its range.
-    """
-
-    timeframe_ms: int
-    delay_ms: int
-    fee: float
-    slippage: float
-    initial_nav: float = 10_000.0
-    cap: float = math.inf
-    trim_ratio: float = 1.05
-    rebalance_band: float = math.inf
-    daily_loss: float = math.inf
-    max_drawdown: float = math.inf
-    settle_ms: int = 0
-    cost_round_trip: float = 0.0
-    max_forecast_age_ms: int = _NO_AGE
-    impact: float = 0.0
-    participation: float = math.inf
-    lot: float = 0.0
-    tick: float = 0.0
-    min_notional: float = 0.0
-    stop_distance: float = math.inf
-    maintenance: tuple[tuple[float, float, float], ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.timeframe_ms <= 0:
-            raise UsageError(f"timeframe_ms is {self.timeframe_ms}; a bar must have a positive length")
-        if not 0 <= self.delay_ms <= self.timeframe_ms or not 0 <= self.settle_ms <= self.timeframe_ms:
-            raise UsageError(
-                f"a decision delay of {max(self.delay_ms, self.settle_ms)} ms does not fit into a bar of "
-                f"{self.timeframe_ms} ms; lower settle_delay_s in config/intervals.yaml"
-            )
-        for name in ("fee", "slippage"):
-            value = getattr(self, name)
-            if not 0.0 <= value < 1.0:
-                raise UsageError(f"{name} is {value}; it is a fraction per side in [0, 1)")
-        if not (0 < self.initial_nav < math.inf):
-            raise UsageError(f"initial_nav is {self.initial_nav}; it must be a positive amount of USD")
-        if not self.cap > 0 or not self.trim_ratio >= 1 or not self.rebalance_band >= 0:
-            raise UsageError(
-                f"cap {self.cap} must be positive, trim_ratio {self.trim_ratio} at least 1 and "
-                f"rebalance_band {self.rebalance_band} not negative"
-            )
-        for name in ("daily_loss", "max_drawdown", "participation", "stop_distance"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be positive, infinite for no limit")
-        for name in ("cost_round_trip", "impact", "lot", "tick", "min_notional"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be zero or positive")
-        largest = [tier[0] for tier in self.maintenance]
-        if largest != sorted(set(largest)) or any(not 0 <= rate < 1 or off < 0 for _, rate, off in self.maintenance):
-            raise UsageError(
-                f"maintenance tiers {self.maintenance} must ascend by value, with rates in [0, 1) and deductions >= 0"
-            )
-
-    def limits(self) -> Limits:
-        """Return the bounds for the decision function."""
-        return Limits(
-            self.cap,
-            self.trim_ratio * self.cap,
-            self.daily_loss,
-            self.max_drawdown,
-            self.max_forecast_age_ms,
-            self.rebalance_band,
-            DAY_GRACE_MS,
-        )
-
-    def rules(self) -> Rules:
-        """Return the exchange's side for the loop."""
-        return Rules(
-            self.timeframe_ms,
-            self.delay_ms,
-            self.settle_ms,
-            self.fee,
-            self.slippage,
-            self.impact,
-            self.participation,
-            self.lot,
-            self.tick,
-            self.min_notional,
-            self.stop_distance,
-            self.cost_round_trip,
-        )
 
 
 @dataclass(frozen=True)
@@ -184,7 +57,7 @@ class Forecasts:
     multiplier
         float64[n], share of the cap to use; ones by default.
     age_ms
-        float64[n], age of each forecast at its decision; zeros by default.
+        float64[n], age of each forecast at its decision; zeros by default. NaN is unknown, and older than any limit.
     """
 
     p_down: npt.ArrayLike
@@ -218,7 +91,8 @@ class Forecasts:
             if bad.any():
                 at = int(np.argmax(bad))
                 raise UsageError(f"{name}[{at}] is {data[at]}; it must lie in [0, {high:g}]")
-            out[row] = data
+            # the loop reads whole milliseconds; an unknown or infinite one must not turn into a small number there
+            out[row] = np.fmin(np.where(np.isnan(data), NO_AGE, data), NO_AGE) if name == "age_ms" else data
         return out
 
 
@@ -249,6 +123,8 @@ class Simulation:
         The parameters of the run.
     level
         int64[n], risk level after each bar's decision, a number of :data:`mlbot_core.decision.state.LEVELS`.
+    flows
+        float64[n], USD, deposits less withdrawals at each bar's open.
     risk_events
         One row a change of causes: ``ts``, ``bar``, ``entered``, ``cleared`` (names, joined by commas).
     final_state
@@ -268,6 +144,7 @@ class Simulation:
     bankrupt_bar: int | None
     params: SimulationParams
     level: IntArray
+    flows: FloatArray
     risk_events: pd.DataFrame
     final_state: RiskState
 
@@ -320,33 +197,40 @@ def simulate(
     Raises
     ------
     UsageError
-        If lengths differ, times are not ascending, a price is not positive or a target is infinite or above the cap.
+        If lengths differ, times are not ascending, a price is not positive, a volume negative, a flow not a number, a
+        flag unknown, or a target infinite or above the cap.
     """
-    times = np.ascontiguousarray(ts, dtype=np.int64)
+    times = _own(ts, np.int64)
     n = len(times)
     prices = _stack((open_, high, low, close), n, "prices")
     marks = prices.copy() if mark is None else _stack(mark, n, "mark prices")
     marks = np.where(np.isnan(marks), prices, marks)
-    events = np.ascontiguousarray(funding_ts if funding_ts is not None else [], dtype=np.int64)
-    rates = np.ascontiguousarray(funding_rate if funding_rate is not None else [], dtype=np.float64)
+    events = _own(funding_ts if funding_ts is not None else [], np.int64)
+    rates = _own(funding_rate if funding_rate is not None else [], np.float64)
+    volumes = _column(volume, n, math.nan, np.float64, "volume")
+    found_by_others = _column(flags, n, 0, np.int64, "flags")
+    moved = _column(flows, n, 0.0, np.float64, "flows")
     wanted, said = np.empty(0), np.empty((5, 0))
     if isinstance(decided, Forecasts):
         said = decided.matrix(n)
         if not math.isfinite(params.cap):
             raise UsageError("forecasts are sized by the cap, which is infinite here; 1.0 is the whole NAV")
     else:
-        wanted = np.ascontiguousarray(decided, dtype=np.float64)
+        wanted = _own(decided, np.float64)
         _check_targets(times, wanted, params)
     _check(times, prices, marks, events, rates, params)
+    _refuse(times, volumes, (volumes < 0) | np.isinf(volumes), "volume", "a number of coins, NaN for unknown")
+    _refuse(times, moved, ~np.isfinite(moved), "flow", "an amount of USD")
+    _refuse(times, found_by_others, (found_by_others & ~_KNOWN_FLAGS) != 0, "flags", "a set of observed causes")
     found = engine.run(
         times,
         prices,
         marks,
-        _column(volume, n, math.nan, np.float64, "volume"),
+        volumes,
         wanted,
         said,
-        _column(flags, n, 0, np.int64, "flags"),
-        _column(flows, n, 0.0, np.float64, "flows"),
+        found_by_others,
+        moved,
         events,
         rates,
         np.array(params.maintenance, dtype=np.float64).reshape(-1, 3),
@@ -355,12 +239,13 @@ def simulate(
         params.limits(),
         params.rules(),
     )
-    return _simulation(times, params, *found)
+    return _simulation(times, params, moved, *found)
 
 
 def _simulation(
     times: IntArray,
     params: SimulationParams,
+    flows: FloatArray,
     bars: FloatArray,
     fill_ts: IntArray,
     fills: FloatArray,
@@ -372,13 +257,13 @@ def _simulation(
 ) -> Simulation:
     return Simulation(
         ts=times,
-        nav=bars[engine.NAV],
-        nav_low=bars[engine.NAV_LOW],
-        position=bars[engine.POSITION],
-        gross=bars[engine.GROSS],
-        fees=bars[engine.FEES],
-        slippage=bars[engine.SLIPPAGE],
-        funding=bars[engine.FUNDING],
+        nav=bars[records.NAV],
+        nav_low=bars[records.NAV_LOW],
+        position=bars[records.POSITION],
+        gross=bars[records.GROSS],
+        fees=bars[records.FEES],
+        slippage=bars[records.SLIPPAGE],
+        funding=bars[records.FUNDING],
         fills=pd.DataFrame(
             {
                 "ts": fill_ts,
@@ -405,7 +290,8 @@ def _simulation(
         ),
         bankrupt_bar=int(dead) if dead >= 0 else None,
         params=params,
-        level=bars[engine.LEVEL].astype(np.int64),
+        level=bars[records.LEVEL].astype(np.int64),
+        flows=flows,
         risk_events=pd.DataFrame(
             {
                 "ts": changes[:, 0],
@@ -425,13 +311,26 @@ def _stack(columns: tuple[npt.ArrayLike, ...], n: int, what: str) -> FloatArray:
     return np.ascontiguousarray(np.stack(arrays)) if n else np.empty((len(columns), 0))
 
 
+def _own(values: npt.ArrayLike, kind: Any) -> Any:
+    """Return a copy of one's own: the loop is compiled once, not again for every mix of read-only arrays."""
+    return np.array(values, dtype=kind, order="C", copy=True)
+
+
 def _column(values: npt.ArrayLike | None, n: int, default: float, kind: Any, what: str) -> Any:
     if values is None:
         return np.full(n, default, dtype=kind)
-    array = np.ascontiguousarray(values, dtype=kind)
+    array = np.asarray(values)
     if array.shape != (n,):
         raise UsageError(f"bars have {n} times but {array.shape} values of {what}")
-    return array
+    if kind is np.int64 and array.dtype.kind not in "iub":
+        raise UsageError(f"{what} are {array.dtype}; they must be whole numbers")
+    return _own(array, kind)
+
+
+def _refuse(ts: IntArray, values: Any, bad: npt.NDArray[np.bool_], what: str, rule: str) -> None:
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise UsageError(f"{what} {values[at]} at bar {format_utc(int(ts[at]))} is not {rule}")
 
 
 def _check_targets(ts: IntArray, target: FloatArray, params: SimulationParams) -> None:
@@ -454,10 +353,7 @@ def _check(
         at = int(ts[1:][step < params.timeframe_ms][0])
         raise UsageError(f"bar {format_utc(at)} overlaps the bar before it; bars must ascend, one a timeframe")
     for values in (*prices, *marks):
-        bad = ~np.isnan(values) & ((values <= 0) | np.isinf(values))
-        if bad.any():
-            at = int(np.argmax(bad))
-            raise UsageError(f"price {values[at]} at bar {format_utc(int(ts[at]))} is not a positive number of USD")
+        _refuse(ts, values, (values <= 0) | np.isinf(values), "price", "a positive number of USD")
     if len(events) != len(rates) or (len(events) > 1 and np.diff(events).min() <= 0):
         raise UsageError(
             f"funding has {len(events)} times and {len(rates)} rates; times must ascend, one rate a settlement"

@@ -13,13 +13,15 @@ from typing import Any
 from mlbot_core.clock import Clock, SystemClock, format_utc
 from mlbot_core.config import Settings, load_api_keys
 from mlbot_core.config.settings import checkout_root
-from mlbot_core.errors import MlbotError
+from mlbot_core.errors import MlbotError, SourceError
 from mlbot_core.sources import open_source
 from mlbot_core.timeframe import Market
 from mlbot_core.warehouse import Warehouse
 
 _MIN_FREE_GIB = 2.0
 _GIB = 1024**3
+# a bar is decided on 5 s after its close: a clock that is off by as much is early or late by a bar
+_MAX_CLOCK_OFFSET_MS = 2000
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def examine(settings: Settings, clock: Clock) -> list[Finding]:
         _guard("source emulator", lambda: _emulator(settings, clock)),
         _guard("source archive", lambda: _archive(settings, clock)),
         _guard("source coinglass", lambda: _coinglass(settings, clock)),
+        _guard("source bybit", lambda: _bybit(settings, clock)),
     ]
 
 
@@ -145,3 +148,24 @@ def _coinglass(settings: Settings, clock: Clock) -> tuple[str, str]:
         plan: Any = source.subscription()
     until = format_utc(plan.expires_ms) if plan.expires_ms is not None else "an unknown date"
     return "ok", f"plan {plan.plan}, until {until}"
+
+
+def _bybit(settings: Settings, clock: Clock) -> tuple[str, str]:
+    """Ask Bybit once for the oldest instrument: whether it is reachable from here, and what time it has."""
+    from mlbot_core.sources.bybit import BYBIT_URL
+    from mlbot_core.sources.bybit_http import BybitClient
+    from mlbot_core.sources.bybit_pace import Pace
+
+    url = settings.bybit_url or BYBIT_URL
+    client = BybitClient(url, Pace(url, clock, folder=settings.home / "ratelimit"), retries=0)
+    try:
+        ahead = client.get("get_instruments_info", symbol="BTCUSDT").server_ms - clock.now_ms()
+    except SourceError as error:
+        return "note", f"{error}. Only source bybit needs it"
+    finally:
+        client.close()
+    text = f"{url} answers without a key"
+    if not isinstance(clock, SystemClock):
+        return "ok", text
+    text += f"; its clock is {ahead / 1000:+.1f} s from ours"
+    return ("ok", text) if abs(ahead) <= _MAX_CLOCK_OFFSET_MS else ("bad", f"{text}: set ours (NTP)")

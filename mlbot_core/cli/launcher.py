@@ -71,7 +71,7 @@ def launch(runs: Sequence[Run], settings: Settings, console: Console, *, steps: 
     log_dir = settings.home / "logs"
     log_dir.mkdir(parents=True, exist_ok=True)
     with _emulator(runs, settings) as url, _bars(console) as bars:
-        tasks = [bars.add_task(run.title, total=steps.get(run.job), step="waiting") for run in runs]
+        tasks = [bars.add_task(run.title, total=len(run.assets) or steps.get(run.job), step="waiting") for run in runs]
         environment = child_environment(settings, max(1, settings.threads // len(shares)))
         if url:
             environment["MLBOT_EMULATOR_URL"] = url

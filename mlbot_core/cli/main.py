@@ -10,7 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from mlbot_core import __version__
-from mlbot_core.cli import output, selection
+from mlbot_core.cli import db as db_commands
+from mlbot_core.cli import features as feature_commands
+from mlbot_core.cli import output, research, selection
+from mlbot_core.cli import series as series_commands
 from mlbot_core.cli import status as state
 from mlbot_core.cli.launcher import RunResult, launch
 from mlbot_core.cli.selection import Run
@@ -29,11 +32,8 @@ app = typer.Typer(
     epilog="Exit status: 0 done, 1 the work failed, 2 a mistake in what was asked or configured.",
 )
 
-RAW_STEPS = 7
 STEPS: Mapping[str, int] = {
-    "ingest": RAW_STEPS,
     "features_and_targets": 2,
-    "data": RAW_STEPS + 2,
     "train": 1,
     "backtest": 2,
     "report": 1,
@@ -45,7 +45,9 @@ Interval = Annotated[
 ]
 Source = Annotated[
     str | None,
-    typer.Option("--source", "-s", help="emulator, coinglass, archive or archive-vintages; default: as configured."),
+    typer.Option(
+        "--source", "-s", help="emulator, coinglass, bybit, archive or archive-vintages; default: as configured."
+    ),
 ]
 Symbol = Annotated[str, typer.Option("--symbol", help="A configured symbol.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Model type.")]
@@ -77,14 +79,30 @@ def backfill(
     symbol: Symbol = "BTC",
     start: From = None,
     end: To = None,
+    series: Annotated[
+        str,
+        typer.Option(
+            "--series",
+            help="needed (by the configured feature set), all, or names with commas; see `mlbot series list`.",
+        ),
+    ] = "needed",
+    again: Annotated[
+        bool, typer.Option("--again", help="Read stored months again too, which finds restated bars.")
+    ] = False,
+    raw_only: Annotated[bool, typer.Option("--raw-only", help="Make no features and targets.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Pull raw series, then make features and targets, month by month."""
-    _data_job("data", interval, source, symbol, start, end, as_json)
+    """Pull raw series, then make features and targets, month by month; what is stored in full is not asked again."""
+    settings, name, chosen = _resolve(source, symbol, interval)
+    months = selection.months(settings, clock_from_env(), name, start, end)
+    names = selection.raw_series(settings, series)
+    runs = selection.pull_runs(settings, chosen, months, name, names, derive=not raw_only, again=again)
+    _finish(_launch(runs, settings, as_json), as_json)
 
 
-@app.command()
+@feature_commands.app.callback(invoke_without_command=True)
 def features(
+    context: typer.Context,
     interval: Interval = None,
     source: Source = None,
     symbol: Symbol = "BTC",
@@ -92,8 +110,14 @@ def features(
     end: To = None,
     as_json: Json = False,
 ) -> None:
-    """Make features and targets again from stored series."""
-    _data_job("features_and_targets", interval, source, symbol, start, end, as_json)
+    """Make features and targets again from stored series; with a command, look at the definitions instead."""
+    if context.invoked_subcommand is None:
+        _data_job("features_and_targets", interval, source, symbol, start, end, as_json)
+
+
+app.add_typer(feature_commands.app, name="features")
+app.add_typer(db_commands.app, name="db")
+app.add_typer(series_commands.app, name="series")
 
 
 @app.command()
@@ -206,7 +230,8 @@ def demo(as_json: Json = False) -> None:
     console = output.console(to_stderr=as_json)
     console.print(f"mlbot demo: a SYNTHETIC market with a planted signal; everything goes to {home}")
     months = selection.months(settings, clock_from_env(), name, START, None)
-    runs = selection.data_runs("data", chosen, months, name)
+    series = selection.raw_series(settings, "needed")
+    runs = selection.pull_runs(settings, chosen, months, name, series, derive=True, again=False)
     runs += selection.model_runs("research", chosen, "lightgbm", name)
     results = _launch(runs, settings, as_json)
     _finish(
@@ -216,6 +241,9 @@ def demo(as_json: Json = False) -> None:
         "The market above is synthetic and its signal was planted: it shows that the machinery works, nothing else."
     )
     console.print("Look at it in the Dagster UI: .venv/bin/mlbot up --demo")
+
+
+research.register(app)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from mlbot_core.clock import Clock, parse_utc_ms
 from mlbot_core.config import Settings
 from mlbot_core.config.settings import SOURCE_NAMES
 from mlbot_core.errors import UsageError
+from mlbot_core.market import CATALOGUE, CORE_SERIES, series_spec
 from mlbot_core.models.base import MODEL_TYPES
 from mlbot_core.sources import open_source
 from mlbot_core.timeframe import DAY_MS, Market, Month, Timeframe
@@ -20,7 +22,7 @@ _COINGLASS_DAYS = 180
 
 @dataclass(frozen=True)
 class Run:
-    """One run to launch: a job over a partition or an unbroken range of partitions."""
+    """One run to launch: a job, or some of its assets, over a partition or an unbroken range of partitions."""
 
     job: str
     title: str
@@ -29,6 +31,7 @@ class Run:
     source: str | None = None
     config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    assets: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for the launching process."""
@@ -172,6 +175,58 @@ def model_type(text: str) -> str:
     if text not in MODEL_TYPES:
         raise UsageError(f"model {text!r} is unknown; choose one of {', '.join(MODEL_TYPES)}")
     return text
+
+
+def raw_series(settings: Settings, asked: str) -> tuple[str, ...]:
+    """Return the series to pull, in the catalogue's order.
+
+    Parameters
+    ----------
+    asked
+        ``needed`` (by the configured feature set, the targets and the backtest), ``all``, or names with commas.
+
+    Raises
+    ------
+    UsageError
+        If a name is not in the catalogue.
+    """
+    if asked == "all":
+        return tuple(CATALOGUE)
+    if asked == "needed":
+        # the features bring numba with them: only a command that needs them waits for that
+        from mlbot_core.features.inputs import series_needed
+        from mlbot_core.features.sets import configured_set
+
+        wanted = {*CORE_SERIES, *series_needed(configured_set(settings.models.features))}
+    else:
+        wanted = {series_spec(name.strip()).name for name in asked.split(",")}
+    return tuple(name for name in CATALOGUE if name in wanted)
+
+
+def pull_runs(
+    settings: Settings,
+    chosen: Sequence[Market],
+    over: Sequence[Month],
+    source: str,
+    series: Sequence[str],
+    *,
+    derive: bool,
+    again: bool,
+) -> list[Run]:
+    """Return one run a market that pulls series over all months, and derives features and targets if wanted.
+
+    Parameters
+    ----------
+    again
+        Read months again that are stored in full; otherwise only what is missing is asked for.
+    """
+    raws = [f"raw/{name}" for name in series]
+    derived = [f"features/{settings.models.features.set}", "targets/labels"] if derive else []
+    config = {} if again else {f"raw__{name}": {"skip_complete": True} for name in series}
+    return [
+        dataclasses.replace(run, assets=(*raws, *derived), config=config)
+        for run in data_runs("pull", chosen, over, source)
+    ]
 
 
 def data_runs(job: str, chosen: Sequence[Market], over: Sequence[Month], source: str) -> list[Run]:

@@ -2,8 +2,11 @@
 
 from mlbot_core.config.secrets import ApiKeys, load_api_keys
 from mlbot_core.config.settings import (
+    BarrierConfig,
+    DriftConfig,
     EmulatorConfig,
     FeatureConfig,
+    FeatureSetConfig,
     FeesConfig,
     IntervalsConfig,
     LightGBMConfig,
@@ -18,8 +21,11 @@ from mlbot_core.config.settings import (
 
 __all__ = [
     "ApiKeys",
+    "BarrierConfig",
+    "DriftConfig",
     "EmulatorConfig",
     "FeatureConfig",
+    "FeatureSetConfig",
     "FeesConfig",
     "IntervalsConfig",
     "LightGBMConfig",

@@ -8,6 +8,7 @@ variable                  meaning
 ``MLBOT_ARCHIVE_DIR``     recorded data; default ``../shared/data`` beside the checkout
 ``MLBOT_SOURCE``          overrides ``source`` of ``intervals.yaml``
 ``MLBOT_COINGLASS_URL``   base URL of the real Coinglass, should it move
+``MLBOT_BYBIT_URL``       base URL of Bybit: another of its hosts, or a running emulator
 ``MLBOT_EMULATOR_URL``    a running emulator; without it each process starts its own
 ``MLBOT_THREADS``         cores that every numerical library may use
 ========================  =====================================================================
@@ -19,22 +20,17 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from mlbot_core.config.base import Frozen, read_yaml
+from mlbot_core.config.trading import FeesConfig, RiskConfig
 from mlbot_core.errors import ConfigError, UsageError
 from mlbot_core.timeframe import Market, Timeframe
 
-SOURCE_NAMES = ("emulator", "coinglass", "archive", "archive-vintages")
+SOURCE_NAMES = ("emulator", "coinglass", "bybit", "archive", "archive-vintages")
 COINGLASS_URL = "https://open-api-v4.coinglass.com"
-
-
-class Frozen(BaseModel):
-    """A model that cannot change after it was read and refuses keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 def _timeframe(value: Any) -> Timeframe:
@@ -56,11 +52,47 @@ TimeframeField = Annotated[Timeframe, BeforeValidator(_timeframe)]
 SourceName = Annotated[str, AfterValidator(_known_source)]
 
 
+class SourceQualityConfig(Frozen):
+    """Bounds that are other for one source; what is absent is as for all."""
+
+    max_missing_share: float | None = Field(default=None, ge=0, le=1)
+    max_gap_bars: int | None = Field(default=None, ge=0)
+
+
 class QualityConfig(Frozen):
-    """Bounds of the blocking gap check of a month of one series."""
+    """Bounds of the checks of a month of one series.
+
+    Parameters
+    ----------
+    max_missing_share, max_gap_bars
+        Share of the month's bars, and bars in a row, that may be missing.
+    max_price_difference, max_differing_share
+        Two sources' closes may differ by this fraction, and by more in this share of the bars.
+    jump_window, jump_scale
+        A change counts as a jump beyond so many robust standard deviations of so many changes before it.
+    max_standstill_bars
+        So many bars in a row may repeat the bar before them.
+    restatement_days
+        For so long after its close a bar is expected to be restated in the ordinary course of things: a backfill asks
+        for younger stored bars again.
+    sources
+        Other bounds for single sources.
+    """
 
     max_missing_share: float = Field(ge=0, le=1)
     max_gap_bars: int = Field(ge=0)
+    max_price_difference: float = Field(default=0.005, gt=0)
+    max_differing_share: float = Field(default=0.02, ge=0, le=1)
+    jump_window: int = Field(default=200, ge=20)
+    jump_scale: float = Field(default=30.0, gt=0)
+    max_standstill_bars: int = Field(default=24, ge=1)
+    restatement_days: float = Field(default=7.0, ge=0)
+    sources: dict[str, SourceQualityConfig] = Field(default_factory=dict)
+
+    def of(self, source: str) -> QualityConfig:
+        """Return the bounds that hold for a source."""
+        own = self.sources.get(source)
+        return self if own is None else self.model_copy(update=own.model_dump(exclude_none=True))
 
 
 class EmulatorConfig(Frozen):
@@ -133,19 +165,105 @@ class IntervalsConfig(Frozen):
         return market
 
 
-class FeatureConfig(Frozen):
-    """Which feature set is made and how it is normalised."""
+class FeatureSetConfig(Frozen):
+    """A named feature set: families, and names on top of them or taken out of them.
 
-    set: str
+    Parameters
+    ----------
+    families
+        Names of feature families; ``all`` stands for every one there is.
+    include, exclude
+        Names of single features.
+    normalise
+        Replaces the trailing z-score of the features that have it: ``rank``, ``robust``, ``winsor`` or ``none``.
+    """
+
+    families: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    normalise: Literal["zscore", "rank", "robust", "winsor", "none"] = "zscore"
+
+
+class FeatureConfig(Frozen):
+    """Which feature set is made and how it is normalised.
+
+    Parameters
+    ----------
+    set
+        Name of the set that is made.
+    zscore_window
+        Bars of the trailing window of every normalisation.
+    sets
+        Every named set; empty stands for those of ``models.yaml``.
+    """
+
     zscore_window: int = Field(ge=20)
+    sets: dict[str, FeatureSetConfig] = Field(default_factory=dict)
+    set: str
+
+
+class BarrierConfig(Frozen):
+    """One more triple barrier beside the main one: bars to the vertical one, width in horizon standard deviations."""
+
+    horizon: int = Field(ge=1)
+    width: float = Field(gt=0)
 
 
 class TargetConfig(Frozen):
-    """Triple barrier and volatility-adjusted return; lengths in bars, width in horizon standard deviations."""
+    """Triple barriers and volatility-adjusted returns; lengths in bars, widths in horizon standard deviations.
+
+    Parameters
+    ----------
+    volatility_window
+        Bars of the trailing standard deviation that scales everything.
+    horizon, barrier_width
+        The main triple barrier (``tb_*``) and the horizon of the main forward return (``var_ret``).
+    barriers
+        Further triple barriers by name: ``{fast: {horizon: 4, width: 0.8}}`` makes ``tb_label_fast`` and its kin.
+    horizons
+        Further horizons of the forward return: ``[24]`` makes ``var_ret_24``. A list, so that it equals its JSON.
+    """
 
     volatility_window: int = Field(ge=10)
     horizon: int = Field(ge=1)
     barrier_width: float = Field(gt=0)
+    barriers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], BarrierConfig] = Field(default_factory=dict)
+    horizons: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> TargetConfig:
+        if len(set(self.horizons)) != len(self.horizons):
+            raise ValueError(f"horizons {self.horizons} names one twice")
+        return self
+
+    @property
+    def reach(self) -> int:
+        """Bars after a row that its slowest label looks at."""
+        return max([self.horizon, *self.horizons, *(barrier.horizon for barrier in self.barriers.values())])
+
+
+class DriftConfig(Frozen):
+    """When the features of a month count as drifted from a model's training window.
+
+    Parameters
+    ----------
+    psi_alarm
+        A feature has drifted when its population stability index is above this, and above what chance explains.
+    max_drifted_share
+        The month fails when more of its features than this have drifted.
+    row_quantile
+        A row is out of distribution beyond this quantile of the training rows' distance.
+    max_row_share
+        The month fails when more of its rows than this are out of distribution.
+    min_rows
+        A month with fewer rows is not judged: its statistics would be noise.
+    """
+
+    psi_alarm: float = Field(default=0.25, gt=0)
+    max_drifted_share: float = Field(default=0.25, gt=0, le=1)
+    row_quantile: float = Field(default=0.999, gt=0.5, lt=1)
+    max_row_share: float = Field(default=0.05, gt=0, le=1)
+    min_rows: int = Field(default=50, ge=10)
 
 
 class WalkForwardConfig(Frozen):
@@ -184,22 +302,7 @@ class ModelsConfig(Frozen):
     targets: TargetConfig
     walk_forward: WalkForwardConfig
     lightgbm: LightGBMConfig
-
-
-class FeesConfig(Frozen):
-    """``fees.yaml``: basis points of traded value."""
-
-    taker_bp: float = Field(ge=0)
-    maker_bp: float
-    slippage_bp: float = Field(ge=0)
-
-
-class RiskConfig(Frozen):
-    """``risk.yaml``: fractions of NAV."""
-
-    max_position: float = Field(gt=0, le=1)
-    daily_loss_limit: float = Field(gt=0, lt=1)
-    max_drawdown: float = Field(gt=0, lt=1)
+    drift: DriftConfig = DriftConfig()
 
 
 class Settings(Frozen):
@@ -209,6 +312,7 @@ class Settings(Frozen):
     config_dir: Path
     archive_dir: Path
     coinglass_url: str | None
+    bybit_url: str | None = None
     emulator_url: str | None
     threads: int = Field(ge=1)
     intervals: IntervalsConfig
@@ -241,22 +345,12 @@ def _date_ms(day: date) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000
 
 
-def _read(path: Path, model: type[BaseModel], overrides: Mapping[str, Any] | None = None) -> Any:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} is missing; restore it from the repository or point MLBOT_CONFIG_DIR at your own"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a mapping of names to values, found {type(raw).__name__}")
-    try:
-        return model.model_validate({**raw, **(overrides or {})})
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path}: {problems}") from error
+_FILES: Final[Mapping[str, type[Frozen]]] = {
+    "intervals": IntervalsConfig,
+    "models": ModelsConfig,
+    "fees": FeesConfig,
+    "risk": RiskConfig,
+}
 
 
 def checkout_root() -> Path:
@@ -276,7 +370,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     Raises
     ------
     ConfigError
-        If a file is missing, is not YAML or holds a wrong value; every wrong value is named.
+        If a file is missing, is not YAML or holds a wrong value; every violation of every file is named at once, with
+        file, field, value and what is allowed.
     """
     env = os.environ if environ is None else environ
     root = checkout_root()
@@ -286,15 +381,22 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         threads = int(env.get("MLBOT_THREADS") or os.cpu_count() or 1)
     except ValueError as error:
         raise ConfigError(f"MLBOT_THREADS={env.get('MLBOT_THREADS')!r} is not a whole number") from error
+    overrides = {"intervals": {"source": source} if source else None}
+    read: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, model in _FILES.items():
+        read[name], wrong = read_yaml(config_dir / f"{name}.yaml", model, overrides.get(name))
+        problems += wrong
+    if problems:
+        count = f"{len(problems)} things are wrong in the configuration:\n  " if len(problems) > 1 else ""
+        raise ConfigError(count + "\n  ".join(problems))
     return Settings(
         home=Path(env.get("MLBOT_HOME") or root / ".mlbot").expanduser().resolve(),
         config_dir=config_dir,
         archive_dir=Path(env.get("MLBOT_ARCHIVE_DIR") or root.parent / "shared" / "data").expanduser().resolve(),
         coinglass_url=env.get("MLBOT_COINGLASS_URL") or None,
+        bybit_url=env.get("MLBOT_BYBIT_URL") or None,
         emulator_url=env.get("MLBOT_EMULATOR_URL") or None,
         threads=max(1, threads),
-        intervals=_read(config_dir / "intervals.yaml", IntervalsConfig, {"source": source} if source else None),
-        models=_read(config_dir / "models.yaml", ModelsConfig),
-        fees=_read(config_dir / "fees.yaml", FeesConfig),
-        risk=_read(config_dir / "risk.yaml", RiskConfig),
+        **read,
     )

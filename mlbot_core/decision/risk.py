@@ -6,7 +6,9 @@ decision, by the watch every few seconds, and by the simulator at the adverse ex
 
 Deposits and withdrawals are not profit or loss: they scale the day's start and the peak by NAV after over NAV before,
 so that a flow alone changes neither the day's return nor the drawdown. (Shifting by the amount would: after a fall
-from 100 to 80, a withdrawal of 40 would leave 40 below a peak of 60, a drawdown of 33 % out of 20 %.)
+from 100 to 80, a withdrawal of 40 would leave 40 below a peak of 60, a drawdown of 33 % out of 20 %.) Where nothing is
+left to scale, because everything was withdrawn or was lost before the deposit, what there was before the flow is judged
+by the limits, and what there is afterwards starts anew; active causes stay.
 """
 
 from __future__ import annotations
@@ -58,8 +60,9 @@ def risk_check(state: RiskState, seen: Observation, limits: Limits) -> RiskState
     """Return the state after one mark of the account.
 
     A mark older than the newest one is judged at the time of the newest: time never runs backwards. With an unknown
-    (NaN) or non-positive mark price or unknown NAV the money limits keep their last verdict and the data count as
-    stale.
+    (NaN) or non-positive mark price or unknown NAV the money limits keep their last verdict, the data count as stale,
+    and a flow is kept for the next known NAV. An account that never held anything has nothing to lose: its limits start
+    at the first positive NAV.
 
     Parameters
     ----------
@@ -74,34 +77,61 @@ def risk_check(state: RiskState, seen: Observation, limits: Limits) -> RiskState
     now = max(seen.ts, state.ts)
     causes = (state.causes & ~OBSERVED) | (seen.flags & (OBSERVED | KILL | ERROR))
     day, day_start, peak, last = state.day, state.day_start_nav, state.peak_nav, state.last_nav
-    nav = seen.nav
-    if not math.isfinite(nav) or not math.isfinite(seen.mark) or seen.mark <= 0.0:
-        causes |= DATA_STALE
-        return RiskState(
-            now, day, day_start, peak, last, causes, state.side, state.target, state.stopped_side, state.decided_bar
-        )
-    if day >= 0 and seen.flow != 0.0:
-        before = nav - seen.flow
-        # an account that held nothing before a deposit has no return to preserve
+    nav = float(seen.nav)
+    flow = state.unmarked_flow + seen.flow
+    if not math.isfinite(nav + flow) or not math.isfinite(seen.mark) or seen.mark <= 0.0:
+        kept = flow if math.isfinite(flow) else state.unmarked_flow
+        return _marked(state, now, day, day_start, peak, last, causes | DATA_STALE, kept)
+    judged = nav
+    anew = not math.isfinite(peak)
+    if not anew and flow != 0.0:
+        before = nav - flow
         factor = nav / before if before > 0.0 and nav > 0.0 else math.nan
         if math.isfinite(factor):
             day_start, peak, last = day_start * factor, peak * factor, last * factor
         else:
-            day_start, peak, last = nav, nav, nav
+            judged, anew = before, True
     today = now // _DAY_MS
-    if day < 0:
-        day, day_start, peak = today, nav, nav
-    elif today > day:
+    if today > day:
         on_time = now - today * _DAY_MS <= limits.day_grace_ms
-        day, day_start = today, nav if on_time else max(last, nav)
+        day, day_start = today, judged if on_time else max(last, judged)
         causes &= ~DAILY_LOSS
-    peak = max(peak, nav)
-    if nav <= day_start * (1.0 - limits.daily_loss):
-        causes |= DAILY_LOSS
-    if nav <= peak * (1.0 - limits.max_drawdown):
-        causes |= DRAWDOWN
+    if math.isfinite(peak):
+        peak, last = max(peak, judged), judged
+        if judged <= day_start * (1.0 - limits.daily_loss):
+            causes |= DAILY_LOSS
+        if judged <= peak * (1.0 - limits.max_drawdown):
+            causes |= DRAWDOWN
+    if anew:
+        start = nav if nav > 0.0 else math.nan
+        day_start, peak, last = start, start, start
+        causes |= 0 if nav > 0.0 else DATA_STALE
+    return _marked(state, now, day, day_start, peak, last, causes, 0.0)
+
+
+@njit(cache=True)
+def _marked(
+    state: RiskState,
+    ts: int,
+    day: int,
+    day_start: float,
+    peak: float,
+    last: float,
+    causes: int,
+    unmarked_flow: float,
+) -> RiskState:
     return RiskState(
-        now, day, day_start, peak, nav, causes, state.side, state.target, state.stopped_side, state.decided_bar
+        ts,
+        day,
+        day_start,
+        peak,
+        last,
+        causes,
+        state.side,
+        state.target,
+        state.stopped_side,
+        state.decided_bar,
+        unmarked_flow,
     )
 
 
@@ -127,6 +157,19 @@ def allowed_target(level: int, wanted: float, held: float, limits: Limits) -> fl
 
 
 @njit(cache=True)
+def floor_nav(state: RiskState, limits: Limits) -> float:
+    """Return the NAV at which the first money limit that is not yet breached is reached; -inf if there is none."""
+    floor = -math.inf
+    if not math.isfinite(state.peak_nav):
+        return floor
+    if math.isfinite(limits.daily_loss) and not state.causes & DAILY_LOSS:
+        floor = state.day_start_nav * (1.0 - limits.daily_loss)
+    if math.isfinite(limits.max_drawdown) and not state.causes & DRAWDOWN:
+        floor = max(floor, state.peak_nav * (1.0 - limits.max_drawdown))
+    return floor
+
+
+@njit(cache=True)
 def breach_price(state: RiskState, cash: float, position: float, limits: Limits) -> float:
     """Return the price at which a held position brings NAV to the first money limit; NaN if none does.
 
@@ -140,20 +183,24 @@ def breach_price(state: RiskState, cash: float, position: float, limits: Limits)
     position
         Coins, signed, not zero.
     """
-    floor = -math.inf
-    if math.isfinite(limits.daily_loss) and not state.causes & DAILY_LOSS:
-        floor = state.day_start_nav * (1.0 - limits.daily_loss)
-    if math.isfinite(limits.max_drawdown) and not state.causes & DRAWDOWN:
-        floor = max(floor, state.peak_nav * (1.0 - limits.max_drawdown))
+    floor = floor_nav(state, limits)
     if position == 0.0 or not math.isfinite(floor):
         return math.nan
     return (floor - cash) / position
 
 
-def rearm(state: RiskState, ts: int, nav: float) -> RiskState:
+def rearm(state: RiskState, ts: int, nav: float, flow: float = 0.0) -> RiskState:
     """Return the state after a person lifted a halt: the peak starts anew at today's NAV.
 
     Who did it and why is recorded by the caller, next to the state.
+
+    Parameters
+    ----------
+    nav
+        USD, now.
+    flow
+        Deposits less withdrawals since the last mark, USD, contained in ``nav``; not to be reported again. (A deposit
+        that came with the re-arming and was reported afterwards would scale the new peak once more, and halt again.)
 
     Raises
     ------
@@ -162,6 +209,15 @@ def rearm(state: RiskState, ts: int, nav: float) -> RiskState:
     """
     if not state.causes & HALTING:
         raise UsageError("nothing is halted, so there is nothing to re-arm; see `mlbot status`")
-    if not math.isfinite(nav) or nav <= 0.0:
-        raise UsageError(f"cannot re-arm on a NAV of {nav}; wait for a mark of the account")
-    return state._replace(ts=max(ts, state.ts), causes=state.causes & ~HALTING, peak_nav=nav, last_nav=nav)
+    if not math.isfinite(nav) or nav <= 0.0 or not math.isfinite(flow):
+        raise UsageError(f"cannot re-arm on a NAV of {nav} after a flow of {flow}; wait for a mark of the account")
+    before = nav - (state.unmarked_flow + flow)
+    day_start = state.day_start_nav * (nav / before) if before > 0.0 else nav
+    return state._replace(
+        ts=max(ts, state.ts),
+        causes=state.causes & ~HALTING,
+        day_start_nav=day_start if math.isfinite(day_start) else nav,
+        peak_nav=nav,
+        last_nav=nav,
+        unmarked_flow=0.0,
+    )

@@ -67,7 +67,8 @@ CAUSES: Final = (
         "data_stale",
         DATA_STALE,
         REDUCE_ONLY,
-        "an input of the decision, or its forecast, is older than allowed, or NAV or mark price is unknown",
+        "an input of the decision, or its forecast, is older than allowed, NAV or mark price is unknown, or the "
+        "account holds nothing",
         "when every input is fresh again",
     ),
     Cause("drift", DRIFT, REDUCE_ONLY, "the drift alarm of the features is raised", "when the alarm is lowered"),
@@ -114,7 +115,8 @@ class RiskState(NamedTuple):
     day
         UTC day number (days since 1970) of ``day_start_nav``; -1 before the first mark.
     day_start_nav, peak_nav, last_nav
-        USD, scaled by deposits and withdrawals since (see :func:`mlbot_core.decision.risk.risk_check`).
+        USD, scaled by deposits and withdrawals since (see :func:`mlbot_core.decision.risk.risk_check`); NaN while the
+        account holds nothing.
     causes
         Set of active causes.
     side
@@ -125,6 +127,8 @@ class RiskState(NamedTuple):
         Side that was closed by its stop and is not entered again until the forecast has left it; 0 for none.
     decided_bar
         Open time of the newest bar that was decided; -1 before the first.
+    unmarked_flow
+        Deposits less withdrawals that were reported while NAV was unknown, USD; the next known NAV contains them.
     """
 
     ts: int
@@ -137,6 +141,7 @@ class RiskState(NamedTuple):
     target: float
     stopped_side: int
     decided_bar: int
+    unmarked_flow: float
 
 
 class Observation(NamedTuple):
@@ -153,13 +158,13 @@ class Observation(NamedTuple):
     nav
         Marked equity, USD: wallet and unrealised PnL, fees and funding included; NaN unknown.
     position
-        Coins, signed.
+        Coins, signed; NaN unknown.
     flow
-        Deposits less withdrawals since the previous call, USD; already contained in ``nav``.
+        Deposits less withdrawals since the previous call, USD; already contained in ``nav``. Each is reported once.
     flags
         Causes of :data:`OBSERVED` that others found, as a set, plus ``KILL`` and ``ERROR``.
     stopped
-        1 when the protective stop closed the position since the previous call.
+        Side of the position that the protective stop closed since the previous call: -1, +1; 0 for none.
     """
 
     ts: int
@@ -235,6 +240,9 @@ class Decision(NamedTuple):
         Of :data:`LEVELS`.
     entered, cleared
         Causes that became active and inactive in this call, as sets.
+    keep_entries
+        1 where an earlier order that is still working may go on adding to the position, up to ``target``; 0 where it is
+        cancelled. What only reduces goes on either way. An action other than ``hold`` replaces every earlier order.
     """
 
     target: float
@@ -242,11 +250,16 @@ class Decision(NamedTuple):
     level: int
     entered: int
     cleared: int
+    keep_entries: int
+
+
+_ANY: Final = (-1, 2**63 - 1)
+_RANGES: Final[Mapping[str, tuple[int, int]]] = {"causes": (0, 2 * ERROR - 1), "side": (-1, 1), "stopped_side": (-1, 1)}
 
 
 def initial_state() -> RiskState:
     """Return the state of an account that was never marked."""
-    return RiskState(-1, -1, math.nan, math.nan, math.nan, 0, 0, 0.0, 0, -1)
+    return RiskState(-1, -1, math.nan, math.nan, math.nan, 0, 0, 0.0, 0, -1, 0.0)
 
 
 def cause_names(causes: int) -> tuple[str, ...]:
@@ -275,10 +288,16 @@ def state_from_json(values: Mapping[str, Any]) -> RiskState:
         )
     read: dict[str, Any] = {}
     for name, like in expected._asdict().items():
+        value = values[name]
         try:
-            read[name] = float.fromhex(values[name]) if isinstance(like, float) else int(values[name])
+            if isinstance(like, float):
+                read[name] = float.fromhex(value)
+            elif type(value) is int and _RANGES.get(name, _ANY)[0] <= value <= _RANGES.get(name, _ANY)[1]:
+                read[name] = value
+            else:
+                raise ValueError(name)
         except (TypeError, ValueError) as error:
             raise UsageError(
-                f"stored risk state: {name} is {values[name]!r}; restore the ledger from a backup, or halt and re-arm"
+                f"stored risk state: {name} is {value!r}; restore the ledger from a backup, or halt and re-arm"
             ) from error
     return RiskState(**read)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from mlbot_core.errors import BadDataError
-from mlbot_core.features import kernels
-from mlbot_core.features.registry import ZSCORE_CLIP, FeatureSet, node, warm_up
+from mlbot_core.features.normalise import NORMALISERS
+from mlbot_core.features.registry import Feature, FeatureSet, node, warm_up
+
+FloatArray = npt.NDArray[np.float64]
 
 
-def build_features(panel: pd.DataFrame, feature_set: FeatureSet) -> pd.DataFrame:
-    """Compute a feature set on every row of a panel.
+def build_features(panel: pd.DataFrame, feature_set: FeatureSet, *, last: int | None = None) -> pd.DataFrame:
+    """Compute a feature set on every row of a panel, or on its last rows only.
 
-    Shared columns are computed once, in dependency order. A row depends on itself and ``feature_set.lookback`` rows
-    before it, on nothing else: computed from those alone it is the same bit for bit. The rows that have less than a
-    feature's own lookback before them are NaN in it, so no value depends on where the panel happens to start.
+    Shared columns are computed once, in dependency order, and dropped when nothing needs them any more. A row depends
+    on itself and ``feature_set.lookback`` rows before it, on nothing else. The rows that have less than a feature's
+    own lookback before them are NaN in it, so no value depends on where the panel happens to start.
 
     Parameters
     ----------
@@ -24,12 +29,15 @@ def build_features(panel: pd.DataFrame, feature_set: FeatureSet) -> pd.DataFrame
         As :func:`mlbot_core.features.panel.build_panel` makes it: a regular grid, one row a bar.
     feature_set
         What to compute.
+    last
+        How many rows at the end to compute; each column is then computed on the stretch that these rows need of it
+        and no further back. None: every row.
 
     Returns
     -------
     pd.DataFrame
-        ``ts`` (int64, UTC ms) and one float64 column a feature, in the set's order, with the panel's rows. NaN where
-        an input is missing or the history is too short; never infinite.
+        ``ts`` (int64, UTC ms) and one float64 column a feature, in the set's order, with the panel's (last) rows. NaN
+        where an input is missing or the history is too short; never infinite.
 
     Raises
     ------
@@ -37,28 +45,86 @@ def build_features(panel: pd.DataFrame, feature_set: FeatureSet) -> pd.DataFrame
         If the panel lacks a column or its ``ts`` is not a regular ascending grid.
     """
     ts = panel["ts"].to_numpy(dtype=np.int64)
+    inputs = {other for name in feature_set.order for other in node(name).inputs}.intersection(panel.columns)
+    columns = {name: panel[name].to_numpy(dtype=np.float64) for name in inputs}
+    matrix = feature_matrix(ts, columns, feature_set, last)
+    built = pd.DataFrame(matrix, columns=list(feature_set.names), copy=False)
+    built.insert(0, "ts", ts[len(ts) - len(matrix) :])
+    return built
+
+
+def feature_matrix(
+    ts: npt.NDArray[np.int64], panel: Mapping[str, FloatArray], feature_set: FeatureSet, last: int | None = None
+) -> FloatArray:
+    """Return what :func:`build_features` does without a frame around it: shape (rows, features), column-major.
+
+    Parameters
+    ----------
+    ts
+        Open times of the panel's rows, UTC ms.
+    panel
+        The panel's columns by name, ``ts`` among them, float64, shape (bars,).
+    """
+    _check_grid(ts)
+    bars = len(ts)
+    rows = bars if last is None else min(last, bars)
+    needed = _needed_rows(feature_set, rows, bars, whole=last is None)
+    uses = Counter(name for column in feature_set.order for name in node(column).inputs)
+    wanted: dict[str, tuple[int, Feature]] = {f.name: (at, f) for at, f in enumerate(feature_set.features)}
+    out = np.full((rows, len(wanted)), np.nan, order="F")
+    columns: dict[str, FloatArray] = {}
+
+    def stretch(name: str, length: int) -> FloatArray:
+        if name not in columns:
+            if name not in panel:
+                raise BadDataError(f"the panel lacks {name!r}, which feature set {feature_set.name!r} needs")
+            columns[name] = np.ascontiguousarray(panel[name])
+        return columns[name][max(0, len(columns[name]) - length) :]
+
+    for name in feature_set.order:
+        this = node(name)
+        reach = needed[name] + this.lookback
+        values = this.values(*(stretch(other, reach) for other in this.inputs))
+        for other in this.inputs:
+            uses[other] -= 1
+            if uses[other] == 0:
+                columns.pop(other, None)
+        if uses[name]:
+            columns[name] = values
+        if name in wanted:
+            at, feature = wanted[name]
+            out[:, at] = _finish(values, feature, feature_set.zscore_window, rows, bars)
+    return out
+
+
+def _finish(values: FloatArray, feature: Feature, window: int, rows: int, bars: int) -> FloatArray:
+    """Normalise the last rows of a feature; what has too little history or is not finite becomes NaN."""
+    scale = NORMALISERS.get(feature.normalise)
+    if scale is not None:
+        values = scale(np.ascontiguousarray(values[max(0, len(values) - rows - window + 1) :]), window)
+    values = values[len(values) - rows :]
+    values = np.where(np.isfinite(values), values, np.nan)
+    values[: max(0, warm_up(feature, window) - (bars - rows))] = np.nan
+    return values
+
+
+def _needed_rows(feature_set: FeatureSet, rows: int, bars: int, *, whole: bool) -> dict[str, int]:
+    """Return how many rows at its end each column must deliver, for the columns after it and for the outcome."""
+    if whole:
+        return dict.fromkeys(feature_set.order, bars)
+    needed: dict[str, int] = {}
+    for feature in feature_set.features:
+        own = rows + (feature_set.zscore_window - 1 if feature.normalise in NORMALISERS else 0)
+        needed[feature.name] = max(own, needed.get(feature.name, 0))
+    for name in reversed(feature_set.order):
+        this = node(name)
+        for other in this.inputs:
+            needed[other] = max(needed.get(other, 0), needed[name] + this.lookback)
+    return needed
+
+
+def _check_grid(ts: npt.NDArray[np.int64]) -> None:
     steps = np.diff(ts)
     if len(steps) and (steps[0] <= 0 or (steps != steps[0]).any()):
         bad = int(ts[1:][(steps != steps[0]) | (steps <= 0)][0])
         raise BadDataError(f"the panel is not a regular grid at bar {bad}; missing bars must be rows of NaN")
-    columns: dict[str, npt.NDArray[np.float64]] = {}
-
-    def column(name: str) -> npt.NDArray[np.float64]:
-        if name not in columns:
-            if name not in panel.columns:
-                raise BadDataError(f"the panel lacks {name!r}, which feature set {feature_set.name!r} needs")
-            columns[name] = np.ascontiguousarray(panel[name].to_numpy(dtype=np.float64))
-        return columns[name]
-
-    for name in feature_set.order:
-        this = node(name)
-        columns[name] = this.values(*(column(other) for other in this.inputs))
-    out: dict[str, npt.NDArray[np.generic]] = {"ts": ts}
-    for feature in feature_set.features:
-        values = columns[feature.name]
-        if feature.normalise == "zscore":
-            values = np.clip(kernels.zscore(values, feature_set.zscore_window), -ZSCORE_CLIP, ZSCORE_CLIP)
-        values = np.where(np.isfinite(values), values, np.nan)
-        values[: warm_up(feature, feature_set.zscore_window)] = np.nan
-        out[feature.name] = values
-    return pd.DataFrame(out)

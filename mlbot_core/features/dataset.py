@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -14,14 +15,18 @@ import pyarrow as pa
 from mlbot_core.clock import format_utc
 from mlbot_core.config import FeatureConfig
 from mlbot_core.features.build import build_features
+from mlbot_core.features.inputs import series_needed
 from mlbot_core.features.panel import SettledSeries, build_panel
-from mlbot_core.features.registry import FeatureSet, feature_set
-from mlbot_core.features.truncation import TruncationResult, known_at_check, truncation_check
+from mlbot_core.features.panel_columns import SOURCES, read_margin_ms
+from mlbot_core.features.registry import FeatureSet
+from mlbot_core.features.sets import configured_set
+from mlbot_core.features.truncation import TruncationResult, between, known_at_check, truncation_check
+from mlbot_core.market import CATALOGUE, CORE_SERIES
 from mlbot_core.provenance import code_version
-from mlbot_core.timeframe import Market, Month
+from mlbot_core.timeframe import DAY_MS, Market, Month
 from mlbot_core.warehouse import PartitionKey, PartitionOutcome, Verdict, Warehouse, data_version, record_partition
 from mlbot_core.warehouse.ingest import partition_name
-from mlbot_core.warehouse.inputs import COARSE_MARGIN_MS, MarketInputs, Window, contiguous, fingerprint, read_inputs
+from mlbot_core.warehouse.inputs import MarketInputs, Window, contiguous, fingerprint, read_inputs
 from mlbot_core.warehouse.windows import replace_window
 
 CODE_ROOMS = ("features",)
@@ -72,11 +77,15 @@ def materialize_features(
     MissingDataError, QualityRefusedError
         If the raw input of a month is absent or was found bad.
     """
-    features = feature_set(config.set, config.zscore_window)
+    features = configured_set(config)
+    with warehouse.read() as con:
+        names = input_series(con, request, features)
     outcomes: list[PartitionOutcome] = []
     for months in contiguous(request.months):
-        window = request.window(months, features.lookback)
-        inputs = read_inputs(warehouse, window, known_by_ms=request.known_by_ms)
+        window = replace(request.window(months, features.lookback), series=names)
+        # bars that are carried into the first rows opened before them
+        earlier = replace(window, before_ms=window.before_ms + _carried_ms(names))
+        inputs = read_inputs(warehouse, earlier, known_by_ms=request.known_by_ms)
         series = settled_series(inputs)
         panel = make_panel(inputs, window.start_ms, window.end_ms, request.settle_delay_ms, series)
         built = build_features(panel, features)
@@ -97,13 +106,34 @@ def materialize_features(
                     "feature_hash": features.hash,
                     "features": len(features.names),
                     "lookback_bars": features.lookback,
-                    **provenance(inputs, request.window((month,), features.lookback), CODE_ROOMS),
+                    "series": list(inputs.settled),
+                    **provenance(
+                        inputs, replace(request.window((month,), features.lookback), series=names), CODE_ROOMS
+                    ),
                     "finite_share": _finite_share(rows, features),
                 }
                 outcome = PartitionOutcome(key, written, data_version(table), checks, info)
                 record_partition(con, outcome, now_ms=warehouse.clock.now_ms(), run_id=request.run_id)
                 outcomes.append(outcome)
     return outcomes
+
+
+def input_series(con: duckdb.DuckDBPyConnection, request: DatasetRequest, features: FeatureSet) -> tuple[str, ...]:
+    """Return the series that a feature set is made from in a store: the core ones, and what else it needs and is made.
+
+    A series beside the core that was never made for the market leaves its features empty; one that was made for some
+    months is required for all that are asked for.
+    """
+    made = con.execute(
+        "SELECT DISTINCT asset FROM partitions WHERE source = ? AND starts_with(partition, ?)",
+        [request.source, f"{request.market}|"],
+    ).fetchall()
+    further = set(series_needed(features)) & {str(row[0]) for row in made}
+    return tuple(name for name in CATALOGUE if name in further or name in CORE_SERIES)
+
+
+def _carried_ms(names: Sequence[str]) -> int:
+    return max(SOURCES[name].carry_days for name in names) * DAY_MS
 
 
 def provenance(inputs: MarketInputs, window: Window, rooms: Sequence[str]) -> dict[str, Any]:
@@ -214,18 +244,17 @@ def _known_at(
     ts: np.ndarray, chosen: np.ndarray, series: Mapping[str, SettledSeries], request: DatasetRequest
 ) -> TruncationResult:
     start, end = int(ts[0]), int(ts[-1]) + request.market.timeframe.ms
-    pieces = {name: _between(one, start - COARSE_MARGIN_MS, end) for name, one in series.items()}
+    own = request.market.timeframe
+    pieces = {
+        name: between(one, start - read_margin_ms(name, one.timeframe, own, request.settle_delay_ms), end)
+        for name, one in series.items()
+    }
 
     def build(some: Mapping[str, SettledSeries]) -> pd.DataFrame:
         return build_panel(some, request.market, start, end, request.settle_delay_ms).drop(columns="late")
 
     # every window rests on rows that pass here: forgetting what a row could not know leaves the row as it is
     return known_at_check(build, pieces, request.market, request.settle_delay_ms, chosen)
-
-
-def _between(series: SettledSeries, start_ms: int, end_ms: int) -> SettledSeries:
-    first, last = np.searchsorted(series.ts, [start_ms, end_ms])
-    return SettledSeries(series.series, series.timeframe, series.frame.iloc[first:last].reset_index(drop=True))
 
 
 def _month(frame: pd.DataFrame, month: Month) -> pd.DataFrame:

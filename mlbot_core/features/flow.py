@@ -1,7 +1,7 @@
 """Flow: who takes (taker volume, cumulative delta rebuilt from buys and sells) and who is forced out (liquidations).
 
-Every feature compares a flow with itself, with its own past or with itself on the other side, so a daily flow that was
-joined to hourly bars keeps its meaning.
+Flows are USD per bar of the panel, which spreads the total of a longer bar evenly over the rows it is joined to: a
+sum over rows never counts such a bar's total more than once, and features keep their meaning.
 """
 
 from __future__ import annotations

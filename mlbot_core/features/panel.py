@@ -11,34 +11,26 @@ import numpy.typing as npt
 import pandas as pd
 
 from mlbot_core.errors import BadDataError, UsageError
+from mlbot_core.features.panel_columns import (
+    AGE_COLUMNS,
+    COLUMN_SERIES,
+    PANEL_COLUMNS,
+    SOURCES,
+    VALUE_COLUMNS,
+    bars_behind,
+    carry_ms,
+    joins_as_of,
+)
 from mlbot_core.market.catalogue import series_spec
 from mlbot_core.timeframe import HOUR_MS, Market, Timeframe
+
+__all__ = ["AGE_COLUMNS", "COLUMN_SERIES", "PANEL_COLUMNS", "VALUE_COLUMNS", "SettledSeries", "build_panel"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """How one series enters the panel: its age column and {panel column: catalogue column}."""
-
-    age: str | None
-    columns: Mapping[str, str]
-
-
-_SOURCES: Final[Mapping[str, _Source]] = {
-    "price": _Source(None, {name: name for name in ("open", "high", "low", "close", "volume_usd")}),
-    "open_interest": _Source("oi_age_h", {"oi_usd": "close"}),
-    "funding_rate": _Source("funding_age_h", {"funding_rate": "close"}),
-    "funding_settled": _Source("funding_settled_age_h", {"funding_settled": "rate"}),
-    "long_short_ratio": _Source("ratio_age_h", {"long_share": "long_share"}),
-    "liquidations": _Source("liq_age_h", {"liq_long_usd": "long_usd", "liq_short_usd": "short_usd"}),
-    "taker_volume": _Source("taker_age_h", {"taker_buy_usd": "buy_usd", "taker_sell_usd": "sell_usd"}),
-}
-
-VALUE_COLUMNS: Final = tuple(name for source in _SOURCES.values() for name in source.columns)
-AGE_COLUMNS: Final = tuple(source.age for source in _SOURCES.values() if source.age is not None)
-PANEL_COLUMNS: Final = ("ts", *VALUE_COLUMNS, *AGE_COLUMNS, "late")
+_COLUMNS: Final = {name: at for at, name in enumerate((*VALUE_COLUMNS, *AGE_COLUMNS))}
 
 
 @dataclass(frozen=True)
@@ -110,9 +102,13 @@ def build_panel(
 
     A series of the market's own timeframe joins by equal ``ts`` and is never carried forward: a bar that is missing
     is a row of NaN. So is, for ever, a bar that became known only after its row's decision time: the rows after it
-    have it in their windows, and some of them were decided before it came. A series of a longer timeframe joins
-    as-of: at a row's decision time (``ts`` + timeframe + ``settle_delay_ms``) the newest of its bars with
-    ``known_at`` at or before that time.
+    have it in their windows, and some of them were decided before it came. A series whose newest closed bar is not
+    settled yet at decision time (``SeriesSpec.lag_ms``) joins the same way, a fixed number of bars behind.
+
+    A series of a longer timeframe, or with bars on some days only, joins as-of: at a row's decision time
+    (``ts`` + timeframe + ``settle_delay_ms``) the newest of its bars with ``known_at`` at or before that time, for as
+    long as :func:`mlbot_core.features.panel_columns.carry_ms` says. Totals over such a bar (turnover, liquidations)
+    are spread evenly over its length.
 
     Parameters
     ----------
@@ -130,10 +126,10 @@ def build_panel(
     Returns
     -------
     pd.DataFrame
-        ``ts`` (int64); ``VALUE_COLUMNS`` (float64: USD, long_share and the funding rates as fractions);
-        ``AGE_COLUMNS`` (float64, hours from the joined bar's close to this bar's close: 0 for the own timeframe,
-        NaN where there is no bar); ``late`` (bool): a value of the own timeframe in this row became known only after
-        the row's decision time.
+        ``ts`` (int64); ``VALUE_COLUMNS`` (float64, in the catalogue's units: USD, coins, fractions, indices; totals
+        per bar of the panel); ``AGE_COLUMNS`` (float64, hours from the joined bar's close to this bar's close: 0 for
+        the own timeframe, NaN where there is no bar); ``late`` (bool): a value of the own timeframe in this row
+        became known only after the row's decision time.
 
     Raises
     ------
@@ -141,36 +137,46 @@ def build_panel(
         If a series does not belong to the panel, is shorter than the market's timeframe, is filed under another
         name, or prices are longer than the market's timeframe.
     """
+    _check(inputs, market)
     ts = market.timeframe.opens_between(start_ms, end_ms)
     decision = ts + market.timeframe.ms + settle_delay_ms
     late = np.zeros(len(ts), dtype=np.bool_)
-    columns: dict[str, npt.NDArray[np.generic]] = {"ts": ts}
-    ages: dict[str, FloatArray] = {}
-    _check(inputs, market)
-    for name, source in _SOURCES.items():
-        series = inputs.get(name)
-        if series is None:
-            at = np.full(len(ts), -1, dtype=np.int64)
-        elif series.timeframe == market.timeframe:
-            at = _equal(series.ts, ts)
-            if len(series.ts):
-                tardy = (at >= 0) & (series.known_at[at] > decision)
-                late |= tardy
-                at = at if keep_late else np.where(tardy, np.int64(-1), at)
+    # one block for all columns: a frame made of it costs nothing, and a column of it is contiguous
+    block = np.full((len(_COLUMNS), len(ts)), np.nan)
+    for name, series in inputs.items():
+        source, own, known_at = SOURCES[name], series.ts, series.known_at
+        if len(own) == 0 or len(ts) == 0:
+            continue
+        if joins_as_of(name, series.timeframe, market.timeframe):
+            at = _as_of(known_at, decision)
+            at = np.where((at >= 0) & (ts - own[at] <= carry_ms(name, series.timeframe)), at, np.int64(-1))
         else:
-            at = _as_of(series.known_at, decision)
+            behind = bars_behind(name, series.timeframe, settle_delay_ms)
+            at = _equal(own, ts - behind * market.timeframe.ms, market.timeframe.ms)
+            tardy = (at >= 0) & (known_at[at] > decision)
+            late |= tardy
+            at = at if keep_late else np.where(tardy, np.int64(-1), at)
+        there = at >= 0
+        at = np.maximum(at, 0)
         for target, column in source.columns.items():
-            columns[target] = _take(None if series is None else series.values(column), at)
+            row = block[_COLUMNS[target]]
+            np.take(series.values(column), at, out=row, mode="clip")
+            if target in source.spread and series.timeframe != market.timeframe:
+                row *= market.timeframe.ms / series.timeframe.ms
+            row[~there] = np.nan
         if source.age is not None:
-            closes = None if series is None else (series.ts + series.timeframe.ms).astype(np.float64)
-            ages[source.age] = (ts + market.timeframe.ms - _take(closes, at)) / HOUR_MS
-    return pd.DataFrame({**columns, **ages, "late": late}, columns=list(PANEL_COLUMNS))
+            row = block[_COLUMNS[source.age]]
+            row[there] = (ts - own[at] + (market.timeframe.ms - series.timeframe.ms))[there] / HOUR_MS
+    panel = pd.DataFrame(block.T, columns=list(_COLUMNS), copy=False)
+    panel.insert(0, "ts", ts)
+    panel["late"] = late
+    return panel
 
 
 def _check(inputs: Mapping[str, SettledSeries], market: Market) -> None:
     for name, series in inputs.items():
-        if name not in _SOURCES:
-            raise UsageError(f"series {name!r} has no place in the panel; it takes {', '.join(_SOURCES)}")
+        if name not in SOURCES:
+            raise UsageError(f"series {name!r} has no place in the panel; it takes {', '.join(SOURCES)}")
         if series.series != name:
             raise UsageError(f"series {series.series!r} was handed over as {name!r}")
         if series.timeframe < market.timeframe:
@@ -181,26 +187,20 @@ def _check(inputs: Mapping[str, SettledSeries], market: Market) -> None:
             raise UsageError(f"prices of {series.timeframe} cannot stand in for {market}; read them at its timeframe")
 
 
-def _equal(have: IntArray, want: IntArray) -> IntArray:
-    """Return the row of ``have`` that equals each of ``want``, -1 where there is none."""
-    if len(have) == 0:
-        return np.full(len(want), -1, dtype=np.int64)
-    at = np.minimum(np.searchsorted(have, want), len(have) - 1).astype(np.int64)
+def _equal(have: IntArray, want: IntArray, step: int) -> IntArray:
+    """Return the row of ``have`` that equals each of ``want``, -1 where there is none; both ascend on one grid."""
+    gapless = int(have[-1] - have[0]) == (len(have) - 1) * step  # then the row follows from the time
+    at = (want - have[0]) // step if gapless else np.searchsorted(have, want)
+    at = np.clip(at, 0, len(have) - 1).astype(np.int64)
     return np.where(have[at] == want, at, np.int64(-1))
 
 
 def _as_of(known_at: IntArray, decision: IntArray) -> IntArray:
-    """Return the row of the newest bar known at each decision time, -1 where none is.
+    """Return the row of the newest bar known at each decision time, -1 where none is; ``known_at`` is not empty.
 
     Bars may become known out of order (a gap filled later), hence the running maximum over the order of knowledge.
     """
     order = np.argsort(known_at, kind="stable")
     newest = np.maximum.accumulate(order).astype(np.int64)  # rows ascend in ts: a greater row is a newer bar
     position = np.searchsorted(known_at[order], decision, side="right") - 1
-    return np.where(position >= 0, newest[np.maximum(position, 0)] if len(newest) else -1, np.int64(-1))
-
-
-def _take(values: FloatArray | None, at: IntArray) -> FloatArray:
-    if values is None or len(values) == 0:
-        return np.full(len(at), np.nan)
-    return np.where(at >= 0, values[at], np.nan)
+    return np.where(position >= 0, newest[np.maximum(position, 0)], np.int64(-1))

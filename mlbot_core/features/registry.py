@@ -8,26 +8,22 @@ current one the function itself reaches back in its inputs; the registry adds wh
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from mlbot_core.errors import UsageError
-from mlbot_core.features import elementwise, kernels
+from mlbot_core.features.identity import code_identity
+from mlbot_core.features.normalise import NORMALISERS, Normalise
 from mlbot_core.features.panel import AGE_COLUMNS, VALUE_COLUMNS
 
 Array = npt.NDArray[np.float64]
-Normalise = Literal["zscore", "none"]
-
-ZSCORE_CLIP: Final = 8.0
-"""Trailing z-scores are clipped to this many standard deviations either way, so that one crash bar or one corrupt
-value cannot dominate a split; a genuine 8-sigma bar still stands out as one."""
 
 _PANEL: Final = ("ts", *VALUE_COLUMNS, *AGE_COLUMNS)
 
@@ -59,13 +55,13 @@ class Node:
         return self.compute(*inputs) if self.parameter is None else self.compute(*inputs, self.parameter)
 
     def identity(self) -> dict[str, object]:
-        """Return what makes this column what it is, its code included."""
+        """Return what makes this column what it is; its code is named here and hashed by :func:`make_feature_set`."""
         return {
             "name": self.name,
             "inputs": list(self.inputs),
             "lookback": self.lookback,
             "parameter": self.parameter,
-            "code": inspect.getsource(self.compute),
+            "code": f"{self.compute.__module__}.{self.compute.__qualname__}",
         }
 
 
@@ -89,13 +85,15 @@ class FeatureSet:
     name, features
         What it is called and holds, in column order.
     zscore_window
-        Bars of the trailing window of the features whose ``normalise`` is ``zscore``.
+        Bars of the trailing window of the features that are normalised.
     hash
-        16 hexadecimal digits over every definition, the code behind it, the window and the clip: another hash is
-        another feature set.
+        16 hexadecimal digits over every definition, the code behind it (its kernel modules included) and the window:
+        another hash is another feature set.
     lookback
-        Bars before the current one that the slowest feature needs, its z-score included. A row can be computed from
-        these and its own bar alone.
+        Bars before the current one that the slowest feature needs, its normalisation included. A row can be computed
+        from these and its own bar alone.
+    order
+        Every column to compute, each after its inputs.
     """
 
     name: str
@@ -112,11 +110,7 @@ class FeatureSet:
 
 
 _NODES: Final[dict[str, Node]] = {}
-
-_SETS: Final[Mapping[str, tuple[str, ...]]] = {
-    "core": ("price", "volatility", "volume", "derivatives", "flow", "positioning", "calendar"),
-    "price": ("price", "volatility", "volume", "calendar"),
-}
+_NAME: Final = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
 def intermediate(inputs: tuple[str, ...], lookback: int = 0) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
@@ -139,6 +133,7 @@ def feature(
     lookback: int | Callable[[int], int] = 0,
     over: tuple[int, ...] = (),
     normalise: Normalise = "zscore",
+    family: str | None = None,
 ) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
     """Declare a feature, or one for each number in ``over``.
 
@@ -155,7 +150,10 @@ def feature(
     over
         Numbers, usually windows in bars; each is passed as the last argument.
     normalise
-        ``zscore``: what models see is the trailing z-score, clipped at ``ZSCORE_CLIP``; ``none``: the value itself.
+        What models see: ``zscore``, ``rank``, ``robust`` or ``winsor`` of a trailing window, as
+        :mod:`mlbot_core.features.normalise` says; ``none``: the value itself.
+    family
+        By default the module's name; families that fill several modules say it.
     """
 
     def declare(compute: Callable[..., Array]) -> Callable[..., Array]:
@@ -169,7 +167,7 @@ def feature(
                     lookback=reach,
                     compute=compute,
                     parameter=n,
-                    family=compute.__module__.rpartition(".")[2],
+                    family=family or compute.__module__.rpartition(".")[2],
                     unit=unit,
                     definition=definition.format(**text),
                     source=source,
@@ -182,6 +180,10 @@ def feature(
 
 
 def _add(node: Node) -> None:
+    if not _NAME.match(node.name):
+        raise UsageError(
+            f"feature column {node.name!r} cannot name a column of the store; use lower-case letters, digits and _"
+        )
     if node.name in _NODES or node.name in _PANEL:
         raise UsageError(f"feature column {node.name!r} is declared twice; choose another name")
     unknown = [name for name in node.inputs if name not in _NODES and name not in _PANEL]
@@ -197,6 +199,7 @@ def node(name: str) -> Node:
     return _NODES[name]
 
 
+@cache
 def total_lookback(name: str) -> int:
     """Return the bars before the current one that a column needs of the panel, its inputs' needs included."""
     if name in _PANEL:
@@ -206,8 +209,8 @@ def total_lookback(name: str) -> int:
 
 
 def warm_up(feature: Feature, zscore_window: int) -> int:
-    """Return the bars before the current one that a feature needs, its z-score included."""
-    return total_lookback(feature.name) + (zscore_window - 1 if feature.normalise == "zscore" else 0)
+    """Return the bars before the current one that a feature needs, its normalisation included."""
+    return total_lookback(feature.name) + (zscore_window - 1 if feature.normalise in NORMALISERS else 0)
 
 
 def dependency_order(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -229,40 +232,22 @@ def dependency_order(names: tuple[str, ...]) -> tuple[str, ...]:
 def make_feature_set(name: str, features: tuple[Feature, ...], zscore_window: int) -> FeatureSet:
     """Return a feature set of the given features, with its order, lookback and hash computed."""
     order = dependency_order(tuple(feature.name for feature in features))
+    homes = frozenset(this.compute.__module__ for this in _NODES.values())
+    code: dict[str, str] = {}
+    for compute in dict.fromkeys(_NODES[column].compute for column in order):
+        code |= code_identity(compute, homes)
+    for kind in sorted({feature.normalise for feature in features} & NORMALISERS.keys()):
+        code |= code_identity(NORMALISERS[kind], homes)
     identity = {
         "name": name,
         "zscore_window": zscore_window,
-        "zscore_clip": ZSCORE_CLIP,
         "columns": [_NODES[column].identity() for column in order],
         "normalise": {feature.name: feature.normalise for feature in features},
-        "library": [inspect.getsource(kernels), inspect.getsource(elementwise)],
+        "code": {what: hashlib.sha256(text.encode()).hexdigest() for what, text in code.items()},
     }
     reach = max((warm_up(f, zscore_window) for f in features), default=0)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     return FeatureSet(name, features, zscore_window, digest, reach, order)
-
-
-@cache
-def feature_set(name: str, zscore_window: int) -> FeatureSet:
-    """Return the named feature set.
-
-    Parameters
-    ----------
-    name
-        ``core`` (everything) or ``price`` (what needs nothing but price bars).
-    zscore_window
-        Bars of the trailing z-score, at least 2.
-
-    Raises
-    ------
-    UsageError
-        If there is no set of that name or the window is too short.
-    """
-    if name not in _SETS:
-        raise UsageError(f"feature set {name!r} is unknown; choose one of {', '.join(_SETS)}")
-    if zscore_window < 2:
-        raise UsageError(f"a z-score over {zscore_window} bars has no deviation; use at least 2")
-    return make_feature_set(name, tuple(f for f in all_features() if f.family in _SETS[name]), zscore_window)
 
 
 def all_features() -> tuple[Feature, ...]:
@@ -270,8 +255,11 @@ def all_features() -> tuple[Feature, ...]:
     return tuple(node for node in _NODES.values() if isinstance(node, Feature))
 
 
-def describe() -> list[dict[str, object]]:
-    """Return one row a feature for documentation and metadata; ``lookback`` is in bars, without the z-score's."""
+def describe(features: Iterable[Feature] | None = None) -> list[dict[str, object]]:
+    """Return one row a feature (by default every one) for documentation and metadata.
+
+    ``lookback`` is in bars and without the normalisation's.
+    """
     return [
         {
             "name": f.name,
@@ -283,7 +271,7 @@ def describe() -> list[dict[str, object]]:
             "lookback": total_lookback(f.name),
             "normalise": f.normalise,
         }
-        for f in all_features()
+        for f in (all_features() if features is None else features)
     ]
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from mlbot_core.errors import UsageError
 from mlbot_core.features.panel import SettledSeries
+from mlbot_core.features.panel_columns import read_margin_ms
 from mlbot_core.timeframe import Market
 
 START_TOLERANCE: Final = 1e-9
@@ -122,12 +123,17 @@ def truncation_check(
     lookback: int | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
     timeframe_ms: int | None = None,
+    ahead: int | None = None,
 ) -> TruncationResult:
     """Cut a panel at several rows and compare what is built from the pieces with what is built from all of it.
 
     At each position ``t`` the END cut builds on ``panel[: t + 1]``; every row of it must equal the full build bit for
     bit (NaN equals NaN). The START cut builds on ``panel[t - lookback : t + 1]`` and compares row ``t`` within 1e-9
     relative; positions with less history than ``lookback`` get no START cut.
+
+    With ``ahead`` the END cut is made inside a window, so that its cost does not grow with the panel: built on
+    ``panel[t - lookback : t + 1]`` and on that with ``ahead`` rows more, every common row must be equal bit for bit.
+    What looks further ahead than that is caught at row ``t``, which is compared with the build on everything.
 
     Parameters
     ----------
@@ -145,6 +151,8 @@ def truncation_check(
         known later must be missing (NaN, time -1); and START cuts keep the rows after ``t``, which labels need.
     timeframe_ms
         Length of a bar, needed with ``labels``.
+    ahead
+        Rows after each cut in its window; needs ``lookback``, and with ``labels`` at least as many as they reach.
 
     Returns
     -------
@@ -157,6 +165,8 @@ def truncation_check(
     """
     if labels and timeframe_ms is None:
         raise UsageError("labels can only be cut at their time of knowledge with timeframe_ms")
+    if ahead is not None and (lookback is None or ahead < 1):
+        raise UsageError(f"a window of {ahead} rows ahead needs a lookback, and at least 1 row")
     ts = panel["ts"].to_numpy(dtype=np.int64)
     full = _build(build, panel)
     label_time = {name: time for time, names in (labels or {}).items() for name in (time, *names)}
@@ -167,24 +177,92 @@ def truncation_check(
             raise UsageError(f"cut position {t} lies outside the panel's {len(panel)} rows")
         tally.cuts += 1
         cut_ts = int(ts[t])
-        cut = _build(build, panel.iloc[: t + 1])
+        first, wide = 0, full
+        if ahead is not None and lookback is not None:
+            first = max(0, t - lookback)
+            wide = _build(build, panel.iloc[first : t + 1 + ahead])
+        cut = _build(build, panel.iloc[first : t + 1])
+        rows = t + 1 - first
         for name in full:
-            expected = full[name][: t + 1]
+            expected = wide[name][:rows]
             if name in label_time:
-                times = full[label_time[name]][: t + 1].astype(np.int64)
+                times = wide[label_time[name]][:rows].astype(np.int64)
                 known = (times != UNKNOWN_MS) & (times <= cut_ts + (timeframe_ms or 0))
                 missing = UNKNOWN_MS if name == label_time[name] else np.nan
                 expected = np.where(known, expected, np.asarray(missing, dtype=expected.dtype))
-            tally.add(name, ts[: t + 1], expected, cut[name], _same(expected, cut[name]), "end", cut_ts)
+            tally.add(name, ts[first : t + 1], expected, cut[name], _same(expected, cut[name]), "end", cut_ts)
         if lookback is not None and t >= lookback:
             tally.cuts += 1
-            piece = _build(build, panel.iloc[t - lookback : (None if labels else t + 1)])
+            if ahead is None:
+                piece = _build(build, panel.iloc[t - lookback : (None if labels else t + 1)])
+            else:
+                piece = wide if labels else cut
             for name in full:
                 expected, got = full[name][t : t + 1], piece[name][lookback : lookback + 1]
                 same = _same(expected, got)
                 start_bit_equal = bool(same.all()) and start_bit_equal is not False
                 tally.add(name, ts[t : t + 1], expected, got, same | _close(expected, got), "start", cut_ts)
     return tally.result(start_bit_equal)
+
+
+def known_at_windows(
+    build: Callable[[Mapping[str, SettledSeries], int, int], pd.DataFrame],
+    inputs: Mapping[str, SettledSeries],
+    market: Market,
+    settle_delay_ms: int,
+    cut_ts: Iterable[int],
+    *,
+    lookback: int,
+    ahead: int,
+) -> TruncationResult:
+    """Make the ``known_at`` cut inside a window around each row, so that its cost does not grow with the history.
+
+    Around each row ``t`` two builds: on the series of ``[t - lookback, t + ahead]`` with everything that ever became
+    known, and on ``[t - lookback, t]`` with nothing that was not known at ``t``'s decision time. Every common row must
+    be equal bit for bit.
+
+    Parameters
+    ----------
+    build
+        ``build(series, start_ms, end_ms)``: a frame with ``ts`` and one row a bar of ``[start_ms, end_ms)``.
+    inputs, market, settle_delay_ms, cut_ts
+        As in :func:`known_at_check`.
+    lookback, ahead
+        Bars before and after the row that are looked at.
+    """
+    step = market.timeframe.ms
+    tally = _Tally()
+    for moment in sorted(set(map(int, cut_ts))):
+        tally.cuts += 1
+        start_ms, end_ms = moment - lookback * step, moment + (ahead + 1) * step
+        near = {
+            name: between(
+                one,
+                start_ms - read_margin_ms(name, one.timeframe, market.timeframe, settle_delay_ms),
+                end_ms,
+            )
+            for name, one in inputs.items()
+        }
+        known = moment + step + settle_delay_ms
+        wide = build(near, start_ms, end_ms)
+        cut = build({name: known_by(one, known) for name, one in near.items()}, start_ms, moment + step)
+        ts = cut["ts"].to_numpy(dtype=np.int64)
+        for name in cut.columns:
+            if name != "ts":
+                expected, got = wide[name].to_numpy()[: len(ts)], cut[name].to_numpy()
+                tally.add(name, ts, expected, got, _same(expected, got), "known_at", moment)
+    return tally.result(None)
+
+
+def between(series: SettledSeries, start_ms: int, end_ms: int) -> SettledSeries:
+    """Return the bars of a series opened in ``[start_ms, end_ms)``."""
+    first, last = np.searchsorted(series.ts, [start_ms, end_ms])
+    return replace(series, frame=series.frame.iloc[first:last].reset_index(drop=True))
+
+
+def known_by(series: SettledSeries, moment_ms: int) -> SettledSeries:
+    """Return the bars of a series that were known at a moment."""
+    return replace(series, frame=series.frame.loc[series.known_at <= moment_ms].reset_index(drop=True))
 
 
 def known_at_check(
@@ -218,11 +296,7 @@ def known_at_check(
     tally = _Tally()
     for moment in sorted(set(map(int, cut_ts))):
         known = moment + market.timeframe.ms + settle_delay_ms
-        past = {
-            name: replace(series, frame=series.frame.loc[series.frame["known_at"] <= known].reset_index(drop=True))
-            for name, series in inputs.items()
-        }
-        cut = build(past)
+        cut = build({name: known_by(series, known) for name, series in inputs.items()})
         here = np.flatnonzero(full_ts == moment)
         there = np.flatnonzero(cut["ts"].to_numpy(dtype=np.int64) == moment)
         if len(here) != 1 or len(there) != 1:

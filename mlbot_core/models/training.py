@@ -15,9 +15,10 @@ import pyarrow as pa
 from mlbot_core.clock import format_utc
 from mlbot_core.config import ModelsConfig
 from mlbot_core.errors import MissingDataError
-from mlbot_core.features import FeatureSet, feature_set
+from mlbot_core.features import FeatureSet
 from mlbot_core.features.dataset import CODE_ROOMS as FEATURE_ROOMS
-from mlbot_core.features.dataset import FEATURE_CHECKS, DatasetRequest, table_name
+from mlbot_core.features.dataset import FEATURE_CHECKS, DatasetRequest, input_series, table_name
+from mlbot_core.features.sets import configured_set
 from mlbot_core.models.base import create_model
 from mlbot_core.models.version import VersionInputs, code_version, library_versions, model_version
 from mlbot_core.models.walkforward import Progress, WalkForwardResult, walk_forward
@@ -134,7 +135,7 @@ def train(
     LeakError
         If a training label reaches into its test window.
     """
-    features = feature_set(models.features.set, models.features.zscore_window)
+    features = configured_set(models.features)
     data = _load(warehouse, request, models, features)
     start_ms, end_ms = _period(data, request, models)
     t0 = data.targets["t0"].to_numpy(dtype=np.int64)
@@ -214,9 +215,10 @@ def _load(warehouse: Warehouse, request: TrainRequest, models: ModelsConfig, fea
         }
         start_ms, stop_ms = months[0].start_ms, months[-1].end_ms
         current = current_versions(con, request.source, request.market)
+        series = {"features": input_series(con, dataset, features), "targets": ("price",)}
         x = read_window(con, table_name(features), dataset.scope, start_ms=start_ms, end_ms=stop_ms)
         y = read_window(con, TARGETS_TABLE, dataset.scope, start_ms=start_ms, end_ms=stop_ms)
-    _require_current(request, models, features, dataset, accepted, current)
+    _require_current(request, models, features, dataset, accepted, current, series)
     joined = x.to_pandas().merge(y.select(list(_TARGETS)).to_pandas(), on="ts", validate="one_to_one")
     matrix = joined[list(features.names)].to_numpy(dtype=np.float64, copy=True)
     usable = _usable(matrix) & ~joined["late"].to_numpy(dtype=np.bool_)
@@ -244,6 +246,7 @@ def _require_current(
     dataset: DatasetRequest,
     accepted: dict[str, dict[str, Accepted]],
     current: dict[str, str],
+    series: dict[str, tuple[str, ...]],
 ) -> None:
     """Refuse months whose definition, code, decision delay or raw input is not today's any more.
 
@@ -252,7 +255,7 @@ def _require_current(
     MissingDataError
         Naming how many, the first one, and the command that makes them again.
     """
-    reach = {"features": (features.lookback, 0), "targets": (target_lookback(models.targets), models.targets.horizon)}
+    reach = {"features": (features.lookback, 0), "targets": (target_lookback(models.targets), models.targets.reach)}
     wanted: dict[str, dict[str, Any]] = {
         "features": {"feature_hash": features.hash, "code": code_version(rooms=FEATURE_ROOMS)},
         "targets": {"target_config": models.targets.model_dump(), "code": code_version(rooms=TARGET_ROOMS)},
@@ -261,9 +264,7 @@ def _require_current(
     for asset, parts in accepted.items():
         for name, part in parts.items():
             month = Month.parse(name.partition("|")[2])
-            window = dataset.window((month,), *reach[asset])
-            if asset == "targets":
-                window = replace(window, series=("price",))
+            window = replace(dataset.window((month,), *reach[asset]), series=series[asset])
             expected = wanted[asset] | {
                 "settle_delay_ms": request.settle_delay_ms,
                 "inputs": fingerprint(current, window),

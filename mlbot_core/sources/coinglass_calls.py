@@ -110,11 +110,13 @@ class Endpoints:
     def whole(self, spec: SeriesSpec, symbol: str, timeframe: Timeframe, stop: int) -> list[Page]:
         """Return all that an endpoint without bounds has; asked once more if something before ``stop`` is missing."""
         pages: list[Page] = []
-        for _ in range(2):
+        for attempt in range(2):
             answer = self._ask(spec, symbol, timeframe, {})
             pages.append(parse_answer(answer.data, spec, timeframe, answer.asked_at, answer.received_at))
             ts = _merged(pages, spec).ts
             if len(ts) and np.isin(spec.expected_opens(timeframe, int(ts[0]), stop), ts).all():
+                if attempt:
+                    _LOG.warning("Coinglass %s: the answer lacked bars; asked again, they are there", spec.endpoint)
                 break
         return pages
 

@@ -12,7 +12,9 @@ import pyarrow as pa
 from mlbot_core.config import TargetConfig
 from mlbot_core.features.dataset import DatasetRequest, first_price, make_panel, provenance
 from mlbot_core.features.truncation import truncation_check
-from mlbot_core.targets.build import LABELS, build_targets, target_lookback
+from mlbot_core.targets.build import build_targets, target_labels, target_lookback
+from mlbot_core.targets.direction import average_uniqueness
+from mlbot_core.targets.weights import class_balance
 from mlbot_core.timeframe import Month
 from mlbot_core.warehouse import PartitionKey, PartitionOutcome, Verdict, Warehouse, data_version, record_partition
 from mlbot_core.warehouse.ingest import partition_name
@@ -39,7 +41,7 @@ def materialize_targets(warehouse: Warehouse, request: DatasetRequest, config: T
     outcomes: list[PartitionOutcome] = []
     lookback = target_lookback(config)
     for months in contiguous(request.months):
-        full = request.window(months, lookback, config.horizon)
+        full = request.window(months, lookback, config.reach)
         window = Window(
             full.source, full.market, full.months, full.settle_delay_ms, full.before_ms, full.after_ms, ("price",)
         )
@@ -62,18 +64,26 @@ def materialize_targets(warehouse: Warehouse, request: DatasetRequest, config: T
                     written,
                     data_version(table),
                     checks,
-                    _info(rows, config) | provenance(inputs, replace(window, months=(month,)), CODE_ROOMS),
+                    _info(rows, request, config) | provenance(inputs, replace(window, months=(month,)), CODE_ROOMS),
                 )
                 record_partition(con, outcome, now_ms=warehouse.clock.now_ms(), run_id=request.run_id)
                 outcomes.append(outcome)
     return outcomes
 
 
-def _info(rows: pd.DataFrame, config: TargetConfig) -> dict[str, object]:
-    label = rows["tb_label"].to_numpy(dtype=np.float64)
-    known = label[np.isfinite(label)]
-    share = {name: float((known == value).mean()) if len(known) else 0.0 for name, value in _CLASSES.items()}
-    return {"target_config": config.model_dump(), "unknown_labels": int(len(label) - len(known)), "classes": share}
+def _info(rows: pd.DataFrame, request: DatasetRequest, config: TargetConfig) -> dict[str, object]:
+    """Return what people and models want to know of a month: which labels, how balanced, how much they overlap."""
+    columns = {name: rows[name].to_numpy(dtype=np.float64) for name in rows.columns if name.startswith("tb_label")}
+    label = columns["tb_label"]
+    t0, t1 = (rows[name].to_numpy(dtype=np.int64) for name in ("t0", "tb_t1"))
+    unique = average_uniqueness(t0, t1, request.market.timeframe.ms)
+    return {
+        "target_config": config.model_dump(),
+        "unknown_labels": int((~np.isfinite(label)).sum()),
+        "classes": class_balance(label, _CLASSES),
+        "class_balance": {name: class_balance(values, _CLASSES) for name, values in columns.items()},
+        "mean_uniqueness": float(np.nanmean(unique)) if np.isfinite(unique).any() else None,
+    }
 
 
 _CLASSES = {"down": -1.0, "neutral": 0.0, "up": 1.0}
@@ -93,7 +103,7 @@ def _judge(
     if len(inside) == 0:
         return unique, fresh, Verdict("lookahead", True, {"note": "no rows"})
     first = max(0, int(inside[0]) - target_lookback(config))
-    piece = panel.iloc[first : int(inside[-1]) + config.horizon + 1].reset_index(drop=True)
+    piece = panel.iloc[first : int(inside[-1]) + config.reach + 1].reset_index(drop=True)
     shares = (np.arange(_CUTS_PER_MONTH) + 0.5) / _CUTS_PER_MONTH
     cuts = [int(inside[int(share * (len(inside) - 1))]) - first for share in shares]
     result = truncation_check(
@@ -101,7 +111,7 @@ def _judge(
         piece,
         cuts,
         lookback=target_lookback(config),
-        labels=LABELS,
+        labels=target_labels(config),
         timeframe_ms=request.market.timeframe.ms,
     )
     detail = {"cuts": result.cuts, "values_compared": result.compared, "violations": result.violation_count}

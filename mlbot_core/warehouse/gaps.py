@@ -214,13 +214,14 @@ def missing_runs(
     end_ms: int,
     cause: str,
 ) -> tuple[GapRecord, ...]:
-    """Return what is not stored of ``[start_ms, end_ms)`` as gap records with one cause."""
+    """Return what is expected in ``[start_ms, end_ms)`` and not stored, as gap records with one cause."""
     stored = con.execute(
         f"SELECT DISTINCT ts FROM {series} WHERE symbol = ? AND source = ? AND timeframe = ? AND ts >= ? AND ts < ?",
         [symbol, source, str(timeframe), start_ms, end_ms],
     ).to_arrow_table()
     ts = np.asarray(stored.column("ts").to_numpy(), dtype=np.int64)
+    expected = series_spec(series).expected_opens(timeframe, start_ms, end_ms)
     return tuple(
         GapRecord(series, symbol, timeframe, source, gap.from_ts, gap.to_ts, cause)
-        for gap in find_gaps(ts, timeframe, start_ms, end_ms)
+        for gap in find_gaps(ts, timeframe, start_ms, end_ms, expected=expected)
     )

@@ -14,7 +14,7 @@ from mlbot_core.clock import format_utc
 from mlbot_core.market import SeriesBatch
 from mlbot_core.timeframe import Timeframe
 from mlbot_core.warehouse.bitemporal import AppendResult
-from mlbot_core.warehouse.gaps import fillable
+from mlbot_core.warehouse.gaps import fillable, missing_runs
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def incidents(
     start_ms: int,
     end_ms: int,
     now_ms: int,
+    missing: bool = True,
 ) -> list[Line]:
     """Return what the write of a batch changed in ``[start_ms, end_ms)``: (level of the log, line) each.
 
@@ -36,6 +37,8 @@ def incidents(
     ----------
     now_ms
         When it was written, UTC ms: gaps that were found or filled then are this write's.
+    missing
+        Whether to tell what is missing; a repair asks for gaps that were told when they were found.
     """
     what = f"{batch.series} {batch.symbol}-{batch.timeframe} from {batch.source}"
     lines: list[Line] = []
@@ -49,11 +52,21 @@ def incidents(
         [batch.series, batch.symbol, str(batch.timeframe), batch.source, start_ms, end_ms, now_ms, now_ms],
     ).fetchall()
     for from_ts, to_ts, cause, found_at, filled_at in changed:
-        bars = _bars(batch.timeframe, from_ts, to_ts)
-        if filled_at is None:
-            lines.append((logging.WARNING if fillable(cause) else logging.INFO, f"{what}: missing {bars}: {cause}"))
-        elif found_at != now_ms:
-            lines.append((logging.INFO, f"{what}: filled {bars}, missing since {format_utc(found_at)} ({cause})"))
+        if filled_at is not None:
+            # one that was found and filled at once was never missing here
+            if found_at != now_ms:
+                bars = _bars(batch.timeframe, from_ts, to_ts)
+                lines.append((logging.INFO, f"{what}: filled {bars}, missing since {format_utc(found_at)} ({cause})"))
+            continue
+        if not missing:
+            continue
+        # the source may leave out, with what is missing, bars that it has served before
+        runs = missing_runs(
+            con, batch.series, source=batch.source, symbol=batch.symbol, timeframe=batch.timeframe,
+            start_ms=from_ts, end_ms=to_ts + batch.timeframe.ms, cause=cause,
+        )  # fmt: skip
+        level = logging.WARNING if fillable(cause) else logging.INFO
+        lines += [(level, f"{what}: missing {_bars(run.timeframe, run.from_ts, run.to_ts)}: {cause}") for run in runs]
     return lines
 
 

@@ -141,9 +141,11 @@ def _pull(source: Source, clock: Clock, request: IngestRequest, bars: int) -> _P
     try:
         served = source.served(request.series, request.market)
     except SourceError as error:
-        # not even what it serves is told: the bars of the market's own length are what is missed
-        served = Served(request.market.timeframe, None, None)
-        end = served.timeframe.floor(clock.now_ms() - request.settle_delay_ms)
+        # not even what it serves is told: what the catalogue says of its bars is what is missed
+        spec = series_spec(request.series)
+        served = Served(spec.native or request.market.timeframe, None, None)
+        lag = spec.lag_ms(served.timeframe)
+        end = served.timeframe.floor(clock.now_ms() - request.settle_delay_ms - lag)
         return _Pulled(request, served, end - bars * served.timeframe.ms, end, None, error)
     if served is None:
         return None

@@ -124,7 +124,7 @@ def _repair(store: Warehouse, source: Source, clock: Clock, request: IngestReque
                 strict=True,
             ):
                 outcomes[month] = outcome
-            lines = incidents(con, batch, appended, start_ms=start_ms, end_ms=end_ms, now_ms=now_ms)
+            lines = incidents(con, batch, appended, start_ms=start_ms, end_ms=end_ms, now_ms=now_ms, missing=False)
         tell(lines)
     if error:
         _LOG.warning("%s %s from %s: gaps were not repaired: %s", request.series, request.market, source.name, error)

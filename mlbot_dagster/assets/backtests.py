@@ -47,6 +47,7 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, warehouse: WarehouseResource, market_data: MarketData
     ) -> Iterator[dg.MaterializeResult]:
         from mlbot_core.backtest.dataset import backtest as run
+        from mlbot_core.backtest.significance_block import flat, significance_block
 
         done = run(
             warehouse.open(market_data.clock),
@@ -56,9 +57,10 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         )
         period = {"period": metadata.span(done.result.start_ms, done.result.end_ms)}
         extra = period | {name: value for name, value in done.summary.items() if value is not None and name not in SAID}
+        extra |= flat(significance_block(done.result))
         extra["model_version"] = str(extra["model_version"])[:12]
         metadata.describe(context, [done.outcome], market_data.name, plot=_plot(done.result), extra=extra)
-        yield dg.MaterializeResult(check_results=checks.results([done.outcome], ADVISORY))
+        yield dg.MaterializeResult(check_results=checks.results([done.outcome], CHECKS, ADVISORY))
 
     @dg.asset(
         key=REPORT_KEY,

@@ -37,7 +37,7 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
             "test window are purged. Also stores the newest model and registers its version."
         ),
         deps=[
-            dg.AssetDep(features.KEY, partition_mapping=all_months_of_the_market()),
+            dg.AssetDep(features.key(settings), partition_mapping=all_months_of_the_market()),
             dg.AssetDep(targets.KEY, partition_mapping=all_months_of_the_market()),
         ],
         partitions_def=per_model(settings),
@@ -89,7 +89,7 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
             "fold table": dg.MetadataValue.md(_markdown(table)),
         }
         metadata.describe(context, [trained.outcome], market_data.name, plot=plot, extra=extra)
-        yield dg.MaterializeResult(check_results=checks.results([trained.outcome]))
+        yield dg.MaterializeResult(check_results=checks.results([trained.outcome], CHECKS))
 
     return [forecasts]
 

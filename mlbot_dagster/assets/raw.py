@@ -4,19 +4,33 @@ from collections.abc import Iterator
 
 import dagster as dg
 import numpy as np
+from pydantic import Field
 
 from mlbot_core.config import Settings
 from mlbot_core.market import CATALOGUE, SeriesSpec
+from mlbot_core.market.quality import QUALITY_CHECKS
 from mlbot_core.observability.sparkline import sparkline
 from mlbot_core.observability.thumbnails import line_png
 from mlbot_core.timeframe import Market, Timeframe
 from mlbot_core.warehouse import PartitionOutcome, Warehouse, latest
-from mlbot_core.warehouse.ingest import RAW_CHECKS, IngestRequest, ingest
+from mlbot_core.warehouse.ingest import IngestRequest, ingest
 from mlbot_dagster import checks, metadata
 from mlbot_dagster.partitions import monthly, split_months
 from mlbot_dagster.resources import MarketData, WarehouseResource
 
 GROUP = "raw"
+CHECKS = tuple(QUALITY_CHECKS)
+ADVISORY = tuple(name for name, check in QUALITY_CHECKS.items() if check.severity == "advisory")
+
+
+class PullConfig(dg.Config):
+    """How a pull treats what is stored."""
+
+    skip_complete: bool = Field(
+        default=False,
+        description="Ask only for months that are not stored in full; by default all is read again, which finds "
+        "restated bars.",
+    )
 
 
 def key(series: str) -> dg.AssetKey:
@@ -40,10 +54,10 @@ def _asset(spec: SeriesSpec, settings: Settings) -> dg.AssetsDefinition:
         owners=metadata.OWNERS,
         tags={"mlbot/room": "warehouse"},
         metadata={"dagster/column_schema": _schema(spec), "endpoint": spec.endpoint or "recorded history only"},
-        check_specs=checks.specs(key(spec.name), RAW_CHECKS),
+        check_specs=checks.specs(key(spec.name), CHECKS, ADVISORY),
     )
     def pull(
-        context: dg.AssetExecutionContext, warehouse: WarehouseResource, market_data: MarketData
+        context: dg.AssetExecutionContext, config: PullConfig, warehouse: WarehouseResource, market_data: MarketData
     ) -> Iterator[dg.MaterializeResult]:
         store = warehouse.open(market_data.clock)
         outcomes: list[PartitionOutcome] = []
@@ -57,11 +71,12 @@ def _asset(spec: SeriesSpec, settings: Settings) -> dg.AssetsDefinition:
                     market_data.settle_delay_ms,
                     context.run_id,
                     market_data.identity,
+                    config.skip_complete,
                 )
                 outcomes += ingest(store, source, market_data.clock, request)
         plot = _plot(store, spec, outcomes)
         metadata.describe(context, outcomes, market_data.name, plot=plot)
-        yield dg.MaterializeResult(check_results=checks.results(outcomes))
+        yield dg.MaterializeResult(check_results=checks.results(outcomes, CHECKS, ADVISORY))
 
     return pull
 

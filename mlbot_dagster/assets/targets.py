@@ -17,6 +17,8 @@ GROUP = "targets"
 KEY = dg.AssetKey([GROUP, "labels"])
 CHECKS = ("duplicates", "freshness", "lookahead")
 
+_SQL_TYPES = {"int64": "bigint", "float64": "double"}
+# of the main targets; which others there are follows from the configuration and is told with each materialization
 _COLUMNS = (
     ("t0", "bigint", "start of the label interval: the bar's close, UTC ms"),
     ("tb_label", "double", "triple barrier: 1 up, -1 down, 0 neither; null unknown yet"),
@@ -52,6 +54,7 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, warehouse: WarehouseResource, market_data: MarketData
     ) -> Iterator[dg.MaterializeResult]:
         from mlbot_core.features.dataset import DatasetRequest
+        from mlbot_core.targets.build import describe_targets
         from mlbot_core.targets.dataset import materialize_targets
 
         store = warehouse.open(market_data.clock)
@@ -73,12 +76,15 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
                 small_table(("label", "share"), shares),
                 bar_png(list(shares), list(shares.values()), "share of labels"),
             )
+        described = describe_targets(market_data.settings.models.targets)
+        columns = [(row["name"], _SQL_TYPES[row["type"]], row["definition"]) for row in described]
         extra = {
+            "dagster/column_schema": metadata.schema(columns),
             "unknown labels": sum(int(o.info["unknown_labels"]) for o in outcomes),
             **{f"share {name}": share for name, share in shares.items()},
         }
         metadata.describe(context, outcomes, market_data.name, plot=plot, extra=extra)
-        yield dg.MaterializeResult(check_results=checks.results(outcomes))
+        yield dg.MaterializeResult(check_results=checks.results(outcomes, CHECKS))
 
     return [labels]
 

@@ -6,8 +6,10 @@ import math
 import pytest
 
 from mlbot_core.backtest.metrics import Drawdown, compute_metrics
-from mlbot_core.backtest.verdict import CRITERIA_MET, judge
+from mlbot_core.backtest.verdict import CRITERIA_MET, STATISTICS_PASSED, judge
 from mlbot_core.validation.significance import Interval
+from mlbot_core.validation.trials import Head
+from mlbot_core.validation.trials_significance import CandidateSignificance
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +73,54 @@ def test_several_failures_are_all_named(good):
     small = dataclasses.replace(good, days=10, trades=3)
     weak = dataclasses.replace(small, mar=0.1)
     assert judge(small, weak).outcome == "refused: days, trades, MAR (unit)"
+
+
+def _among(dsr: float, pbo: float, n: int = 40) -> CandidateSignificance:
+    return CandidateSignificance(
+        head=Head("test", n, "0" * 64),
+        n_trials=n,
+        effective_trials=7.0,
+        trial_variance=0.5,
+        benchmark=1.0,
+        psr=0.99,
+        dsr=dsr,
+        pbo=pbo,
+        pbo_trials=n,
+        pbo_days=400,
+        notes=(),
+    )
+
+
+def test_statistics_may_pass_but_nothing_is_promoted(good):
+    verdict = judge(good, good, _among(0.95, 0.2))
+    assert verdict.passed
+    assert not verdict.refused
+    assert verdict.not_evaluated == ()
+    assert verdict.outcome == STATISTICS_PASSED
+    assert "not promoted" in verdict.outcome
+
+
+@pytest.mark.parametrize(
+    ("dsr", "pbo", "outcome"),
+    [
+        (0.9499, 0.2, "refused: DSR; not significant among 40 trials"),
+        (0.95, 0.2001, "refused: PBO"),
+        (0.5, 0.9, "refused: DSR, PBO; not significant among 40 trials"),
+        (0.99, math.nan, "criteria met; PBO not evaluated"),
+        (math.nan, math.nan, "criteria met; DSR and PBO not evaluated; not significant among 40 trials"),
+    ],
+)
+def test_dsr_and_pbo_have_their_bounds(good, dsr, pbo, outcome):
+    verdict = judge(good, good, _among(dsr, pbo))
+    assert verdict.outcome == outcome
+    assert not verdict.passed
+
+
+def test_good_statistics_do_not_save_a_failed_criterion(good):
+    verdict = judge(good, dataclasses.replace(good, days=364), _among(0.99, 0.0))
+    assert verdict.outcome == "refused: days (unit)"
+    assert not verdict.passed
+
+
+def test_without_a_ledger_nothing_passes(good):
+    assert not judge(good, good).passed

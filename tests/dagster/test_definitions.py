@@ -13,13 +13,14 @@ import pytest
 
 from mlbot_core.config import load_settings
 from mlbot_core.market import CATALOGUE
+from mlbot_core.market.quality import QUALITY_CHECKS
 from mlbot_core.timeframe import Market, Month
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "vectorbt", "catboost", "lightgbm", "pytorch_forecasting", "optuna", "pytorch_lightning", "lightning")
 
 RAW = [f"raw/{series}" for series in CATALOGUE]
-MONTHLY = [*RAW, "features/core", "targets/labels"]
+MONTHLY = [*RAW, "features/core", "targets/labels", "models/drift"]
 PER_MODEL = ["models/forecasts", "backtests/backtest", "backtests/report"]
 
 
@@ -44,7 +45,19 @@ def specs(defs: dg.Definitions) -> dict[str, dg.AssetSpec]:
 def test_definitions_are_whole(defs):
     dg.Definitions.validate_loadable(defs)
     names = {job.name for job in defs.resolve_all_job_defs()} - {"__ASSET_JOB"}
-    assert names == {"ingest", "features_and_targets", "data", "train", "backtest", "report", "research"}
+    assert names == {
+        "ingest",
+        "pull",
+        "features_and_targets",
+        "data",
+        "train",
+        "drift",
+        "backtest",
+        "report",
+        "research",
+        "refresh_recent_bars",
+        "repair_gaps",
+    }
 
 
 def test_loading_is_light_and_quiet():
@@ -104,11 +117,12 @@ def test_every_asset_that_stores_has_blocking_checks(defs, specs):
             checks.setdefault(check.asset_key.to_user_string(), {})[check.name] = check.blocking
             assert check.description, check.name
     for name in RAW:
-        assert checks[name] == dict.fromkeys(("duplicates", "gaps", "freshness", "sanity"), True), name
+        assert checks[name] == {n: check.severity == "blocking" for n, check in QUALITY_CHECKS.items()}, name
     for name in ("features/core", "targets/labels"):
         assert checks[name] == dict.fromkeys(("duplicates", "freshness", "lookahead"), True), name
     assert checks["models/forecasts"] == dict.fromkeys(("duplicates", "purge", "coverage"), True)
     assert checks["backtests/backtest"] == {"bookkeeping": True, "criteria": False}
+    assert checks["models/drift"] == {"drift": False, "ood": False}
     assert set(checks) == set(specs) - {"backtests/report"}, "the report stores nothing"
 
 
@@ -159,26 +173,50 @@ def test_a_model_rests_on_every_month_of_its_market(defs):
 
 def test_schedules_wait_to_be_started_and_only_housekeeping_runs_by_itself(defs):
     repository = defs.get_repository_def()
-    assert [s.default_status for s in repository.schedule_defs] == [dg.DefaultScheduleStatus.STOPPED]
+    assert {s.default_status for s in repository.schedule_defs} == {dg.DefaultScheduleStatus.STOPPED}
     running = {s.name for s in repository.sensor_defs if s.default_status == dg.DefaultSensorStatus.RUNNING}
     assert running <= {"end_orphaned_runs"}
 
 
-def test_the_nightly_refresh_asks_for_the_last_two_months_of_every_market(defs):
+def requests_of(defs: dg.Definitions, name: str) -> list[Any]:
+    """Return what a schedule asks for at 00:20 on 2025-01-01, each request valid for its job."""
     import datetime as dt
 
-    (schedule,) = defs.get_repository_def().schedule_defs
+    repository = defs.get_repository_def()
     with dg.DagsterInstance.ephemeral() as instance:
         context: Any = dg.build_schedule_context(
-            instance=instance, scheduled_execution_time=dt.datetime(2025, 1, 1, 0, 20, tzinfo=dt.UTC)
+            instance=instance,
+            repository_def=repository,
+            scheduled_execution_time=dt.datetime(2025, 1, 1, 0, 20, tzinfo=dt.UTC),
         )
-        requests = schedule.evaluate_tick(context).run_requests
+        return list(repository.get_schedule_def(name).evaluate_tick(context).run_requests)
+
+
+def test_the_nightly_refresh_asks_for_the_last_two_months_of_every_market(defs):
     ranges = {
-        (r.tags["dagster/asset_partition_range_start"], r.tags["dagster/asset_partition_range_end"]) for r in requests
+        (r.tags["dagster/asset_partition_range_start"], r.tags["dagster/asset_partition_range_end"])
+        for r in requests_of(defs, "refresh_recent_months")
     }
     assert ranges == {
         (f"{market}|2024-12-01", f"{market}|2025-01-01") for market in map(str, load_settings().intervals.markets)
     }
+
+
+@pytest.mark.parametrize("timeframe", [str(tf) for tf in load_settings().intervals.timeframes])
+def test_after_each_bar_the_newest_bars_of_its_markets_are_read_again(defs, timeframe):
+    name = f"refresh_newest_bars_{timeframe}"
+    asked = [r.run_config["ops"]["read_newest_bars"]["config"]["market"] for r in requests_of(defs, name)]
+    assert asked == [f"{symbol}-{timeframe}" for symbol in load_settings().intervals.symbols]
+    cron = defs.get_repository_def().get_schedule_def(name).cron_schedule
+    expected = {"30m": "2,32 * * * *", "1h": "2 * * * *", "2h": "2 */2 * * *", "4h": "2 */4 * * *"}
+    assert cron == expected[timeframe]
+    delays = load_settings().intervals.settle_delay_s
+    assert max(delays.values()) < 120, "two minutes past the close must be later than every settle delay"
+
+
+def test_gaps_are_asked_for_again_every_hour_for_every_market(defs):
+    asked = [r.run_config["ops"]["fill_open_gaps"]["config"]["market"] for r in requests_of(defs, "repair_gaps_hourly")]
+    assert asked == [str(market) for market in load_settings().intervals.markets]
 
 
 BLOCKED = """

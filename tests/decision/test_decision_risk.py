@@ -169,6 +169,63 @@ def test_a_deposit_and_a_withdrawal_trigger_nothing() -> None:
 def test_the_first_deposit_into_an_empty_account_starts_everything() -> None:
     state = after(mark(NOON, 0.0, price=100.0), mark(NOON + 1, 500.0, flow=500.0))
     assert (state.day_start_nav, state.peak_nav) == (500.0, 500.0)
+    assert state.causes == 0
+
+
+def test_an_account_that_holds_nothing_has_lost_nothing() -> None:
+    for nav in (0.0, -3.0):
+        state = after(mark(NOON, nav), mark(NOON + DAY_MS, nav))
+        assert state.causes == DATA_STALE
+        assert math.isnan(state.peak_nav)
+
+
+def test_withdrawing_everything_halts_nothing_and_a_deposit_starts_anew() -> None:
+    state = after(mark(NOON, 10_000.0), mark(NOON + 1, 0.0, flow=-10_000.0), mark(NOON + 2, 0.0))
+    assert state.causes == DATA_STALE
+    state = after(mark(NOON + 3, 2_000.0, flow=2_000.0), mark(NOON + 4, 1_950.0), state=state)
+    assert (state.causes, state.peak_nav, state.day_start_nav) == (0, 2_000.0, 2_000.0)
+
+
+def test_withdrawing_everything_lifts_no_limit_that_was_reached() -> None:
+    lost = after(mark(NOON, 10_000.0), mark(NOON + 1, 9_600.0))
+    state = after(mark(NOON + 2, 0.0, flow=-9_600.0), mark(NOON + 3, 5_000.0, flow=5_000.0), state=lost)
+    assert cause_names(state.causes) == ("daily_loss",)
+    assert after(mark(MIDNIGHT, 5_000.0), state=state).causes == 0
+    # nor one that was reached together with the withdrawal
+    state = after(mark(NOON, 10_000.0), mark(NOON + 1, 0.0, flow=-7_000.0))
+    assert state.causes == DAILY_LOSS | DRAWDOWN | DATA_STALE
+
+
+def test_a_deposit_does_not_hide_a_loss_of_everything_that_came_with_it() -> None:
+    state = after(mark(NOON, 10_000.0), mark(NOON + 1, 19_990.0, flow=20_000.0))
+    assert state.causes == DAILY_LOSS | DRAWDOWN
+
+
+def test_a_deposit_and_a_loss_at_one_moment_are_told_apart() -> None:
+    state = after(mark(NOON, 10_000.0), mark(NOON + 1, 19_650.0, flow=10_000.0))
+    assert state.causes == DAILY_LOSS
+
+
+def test_a_flow_that_was_reported_without_a_nav_is_not_taken_for_profit_or_loss() -> None:
+    for flow in (10_000.0, -5_000.0):
+        blind = after(mark(NOON, 10_000.0), mark(NOON + 1, math.nan, flow=flow))
+        assert blind.unmarked_flow == flow
+        state = after(mark(NOON + 2, 10_000.0 + flow), state=blind)
+        assert (state.causes, state.unmarked_flow) == (0, 0.0)
+        assert state.peak_nav == pytest.approx(10_000.0 + flow)
+
+
+def test_a_deposit_that_comes_with_the_re_arming_does_not_halt_again() -> None:
+    halted = after(mark(NOON, 10_000.0), mark(NOON + DAY_MS, 7_400.0))
+    assert halted.causes & DRAWDOWN
+    armed = rearm(halted, NOON + 2 * DAY_MS, 17_400.0, flow=10_000.0)
+    state = after(mark(NOON + 2 * DAY_MS + 1, 17_400.0), state=armed)
+    assert (level_of(state.causes), state.peak_nav) == (NORMAL, 17_400.0)
+
+
+def test_whole_numbers_do_for_money() -> None:
+    state = risk_check(initial_state(), Observation(NOON, -1, 100, 10_000, 0, 0, 0, 0), LIMITS)
+    assert risk_check(state, Observation(NOON + 1, -1, 100, 9_700, 0, 0, 0, 0), LIMITS).causes == DAILY_LOSS
 
 
 marks = st.lists(
@@ -247,6 +304,7 @@ def test_time_never_runs_backwards() -> None:
         st.floats(-1, 1),
         st.sampled_from([-1, 0, 1]),
         st.integers(-1, 2**53),
+        st.floats(allow_nan=False),
     )
 )
 def test_a_state_survives_a_restart_bit_for_bit(state: RiskState) -> None:
@@ -256,7 +314,20 @@ def test_a_state_survives_a_restart_bit_for_bit(state: RiskState) -> None:
     ]
 
 
-@pytest.mark.parametrize("damage", [{"causes": "x"}, {"peak_nav": None}, {"extra": 1}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"causes": "x"},
+        {"causes": 1.5},
+        {"causes": 256},
+        {"causes": True},
+        {"side": 2},
+        {"day": "19783"},
+        {"peak_nav": None},
+        {"peak_nav": 10_000.0},
+        {"extra": 1},
+    ],
+)
 def test_a_damaged_state_is_refused_not_guessed_at(damage: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="risk state"):
         state_from_json({**state_to_json(initial_state()), **damage})

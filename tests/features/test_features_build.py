@@ -12,6 +12,7 @@ import pytest
 from mlbot_core.errors import BadDataError
 from mlbot_core.features import build_features, feature_set
 from mlbot_core.features import registry as r
+from mlbot_core.features.normalise import ZSCORE_CLIP
 from mlbot_core.timeframe import HOUR_MS
 
 CORE = feature_set("core", 240)
@@ -39,7 +40,7 @@ def test_shape_types_and_no_infinity(make_panel: Callable[..., pd.DataFrame]) ->
     assert (built.dtypes.iloc[1:] == np.float64).all()
     assert not np.isinf(built.iloc[:, 1:].to_numpy()).any()
     clipped = [f.name for f in CORE.features if f.normalise == "zscore"]
-    assert built[clipped].abs().max().max() <= r.ZSCORE_CLIP
+    assert built[clipped].abs().max().max() <= ZSCORE_CLIP
 
 
 def test_every_feature_lives_on_complete_data(panel: pd.DataFrame) -> None:
@@ -113,7 +114,7 @@ def test_values_against_pandas(panel: pd.DataFrame, raw: pd.DataFrame) -> None:
 def test_price_oi_quadrants(make_panel: Callable[..., pd.DataFrame], price: int, oi: int, expected: float) -> None:
     steps = np.arange(60)
     panel = make_panel(60, seed=1).assign(close=100 + price * steps * 0.1, oi_usd=1e9 * (1 + oi * steps * 0.001))
-    quadrant = r.feature_set("core", 20)
+    quadrant = feature_set("core", 20)
     assert build_features(panel, quadrant)["price_oi_quadrant_24"].iloc[-1] == expected
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from mlbot_core.errors import BadDataError, UsageError
 from mlbot_core.features import PANEL_COLUMNS, SettledSeries, build_panel, known_at_check
-from mlbot_core.features.panel import AGE_COLUMNS
-from mlbot_core.market import series_spec
+from mlbot_core.features.panel import AGE_COLUMNS, COLUMN_SERIES
+from mlbot_core.features.panel_columns import SOURCES, read_margin_ms
+from mlbot_core.market import CATALOGUE, series_spec
 from mlbot_core.timeframe import HOUR_MS, Market, Timeframe
 
 HOURLY = Market.parse("BTC-1h")
@@ -37,7 +38,11 @@ def test_one_row_a_bar_and_missing_bars_are_nan() -> None:
     assert panel["ts"].tolist() == [h * HOUR_MS for h in range(5)]
     assert panel["ts"].dtype == np.int64
     np.testing.assert_array_equal(panel["close"], [10.0, 11.0, np.nan, 13.0, np.nan])
-    assert panel.drop(columns=["ts", "late", "open", "high", "low", "close", "volume_usd"]).isna().all(axis=None)
+    assert (
+        panel.drop(columns=["ts", "late", "open", "high", "low", "close", "volume_usd", "volume_coin"])
+        .isna()
+        .all(axis=None)
+    )
     assert (panel.drop(columns=["ts", "late"]).dtypes == np.float64).all()
 
 
@@ -169,3 +174,72 @@ def test_what_does_not_belong_into_the_panel_is_refused() -> None:
 
 def test_every_age_belongs_to_a_series() -> None:
     assert set(AGE_COLUMNS) < set(PANEL_COLUMNS)
+
+
+def test_every_series_of_the_catalogue_has_its_place() -> None:
+    assert set(SOURCES) == set(CATALOGUE)
+    for name, source in SOURCES.items():
+        assert set(source.columns.values()) <= set(series_spec(name).column_names), name
+    assert len(set(PANEL_COLUMNS)) == len(PANEL_COLUMNS)
+    assert set(COLUMN_SERIES) == set(PANEL_COLUMNS) - {"ts", "late"}
+
+
+def test_totals_are_spread_and_nothing_else() -> None:
+    """What a longer bar's children add up to is spread over its rows, except flows of funds, which are a day's news."""
+    spread = {column for source in SOURCES.values() for column in source.spread}
+    totals = {
+        target
+        for name, source in SOURCES.items()
+        for target, column in source.columns.items()
+        for spec in series_spec(name).columns
+        if spec.name == column and spec.resample == "sum" and spec.unit != "fraction" and name != "price"
+    }
+    assert spread == totals - {"etf_flow_usd"}
+
+
+@pytest.mark.parametrize(("lag_bars", "late"), [(1, False), (2, True)])
+def test_a_series_that_settles_late_is_one_bar_behind(lag_bars: int, late: bool) -> None:
+    """A book's bar is known once the next has closed; one that comes later than that is late and missing for ever."""
+    book = series_of("order_book", "1h", {t: (t + 1 + lag_bars, float(t)) for t in range(6)})
+    panel = build_panel({"order_book": book}, HOURLY, 0, 6 * HOUR_MS, 1000)
+    if late:
+        assert panel["book_bids_usd"].isna().all()
+        assert panel["late"].tolist() == [False] + [True] * 5
+    else:
+        np.testing.assert_array_equal(panel["book_bids_usd"], [np.nan, 0, 1, 2, 3, 4])
+        np.testing.assert_array_equal(panel["book_age_h"], [np.nan, 1, 1, 1, 1, 1])
+        assert not panel["late"].any()
+    happened = build_panel({"order_book": book}, HOURLY, 0, 6 * HOUR_MS, 1000, keep_late=True)
+    np.testing.assert_array_equal(happened["book_bids_usd"], [np.nan, 0, 1, 2, 3, 4])
+
+
+def test_the_read_margin_is_what_the_first_row_needs() -> None:
+    """Reading from further back changes nothing; from less far back it may."""
+    hour, day = Timeframe.parse("1h"), Timeframe.parse("1d")
+    assert read_margin_ms("price", hour, hour, 5000) == 0
+    assert read_margin_ms("order_book", hour, hour, 5000) == HOUR_MS
+    assert read_margin_ms("etf_flows", day, hour, 5000) == 8 * 24 * HOUR_MS
+    start = 20 * 24 * HOUR_MS
+    for name in ("fear_greed", "etf_flows", "options_oi"):
+        margin = read_margin_ms(name, day, hour, 5000)
+        rows = {24 * d: (24 * d + 36, float(d)) for d in range(20) if d != 17}
+        full = series_of(name, "1d", rows)
+        cut = series_of(name, "1d", {t: row for t, row in rows.items() if t * HOUR_MS >= start - margin})
+        panels = [build_panel({name: one}, HOURLY, start, start + 9 * 24 * HOUR_MS, 5000) for one in (full, cut)]
+        pd.testing.assert_frame_equal(*panels)
+        assert panels[0][next(iter(SOURCES[name].columns))].notna().any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    hours=st.sets(st.integers(-5, 30), max_size=20), first=st.integers(0, 10), rows=st.integers(0, 20),
+    behind=st.booleans(),
+)  # fmt: skip
+def test_equal_join_equals_brute_force(hours: set[int], first: int, rows: int, behind: bool) -> None:
+    """Gapless or not, wherever the grid lies against the bars."""
+    name = "order_book" if behind else "whale_index"
+    column = "book_bids_usd" if behind else "whale_index"
+    series = series_of(name, "1h", {t: (t + 1 + behind, float(t) + 0.5) for t in hours})
+    panel = build_panel({name: series}, HOURLY, first * HOUR_MS, (first + rows) * HOUR_MS, 1000)
+    expected = [t - behind + 0.5 if t - behind in hours else np.nan for t in range(first, first + rows)]
+    np.testing.assert_array_equal(panel[column], expected)

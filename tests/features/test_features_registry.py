@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from mlbot_core.errors import UsageError
-from mlbot_core.features import PANEL_COLUMNS, describe, feature_set
+from mlbot_core.config import FeatureConfig, FeatureSetConfig, load_settings
+from mlbot_core.errors import ConfigError, UsageError
+from mlbot_core.features import PANEL_COLUMNS, configured_set, describe, families, feature_set
 from mlbot_core.features import registry as r
 
 
@@ -76,10 +77,63 @@ def test_calendar_is_not_normalised() -> None:
 
 
 def test_unknown_sets_and_windows_are_refused() -> None:
-    with pytest.raises(UsageError, match="choose one of core, price"):
+    with pytest.raises(UsageError, match=r"'cores' is unknown; choose one of .*core.*price"):
         feature_set("cores", 240)
     with pytest.raises(UsageError, match="at least 2"):
         feature_set("core", 1)
+
+
+def test_the_full_set_holds_every_feature_of_every_family_and_at_least_300() -> None:
+    full = feature_set("full", 240)
+    assert full.names == tuple(f.name for f in r.all_features())
+    assert len(set(full.names)) == len(full.names) >= 300
+    assert {f.family for f in full.features} == set(families())
+
+
+def test_a_set_is_families_with_names_added_taken_out_and_scaled_otherwise() -> None:
+    volume = {f.name for f in r.all_features() if f.family == "volume"}
+    sets = {
+        "mine": FeatureSetConfig(families=("volume",), include=("ret_4", "hour_sin"), exclude=("amihud_24",)),
+        "ranked": FeatureSetConfig(families=("volume",), normalise="rank"),
+    }
+    mine = feature_set("mine", 240, sets)
+    assert set(mine.names) == (volume | {"ret_4", "hour_sin"}) - {"amihud_24"}
+    ranked = feature_set("ranked", 240, sets)
+    as_declared = {f.name: f.normalise for f in r.all_features()}
+    assert {f.normalise for f in ranked.features if as_declared[f.name] == "zscore"} == {"rank"}
+    assert all(f.normalise == as_declared[f.name] for f in ranked.features if as_declared[f.name] != "zscore")
+    assert ranked.hash != feature_set("ranked", 240, {"ranked": FeatureSetConfig(families=("volume",))}).hash
+
+
+def test_every_mistake_in_the_definitions_is_listed_at_once() -> None:
+    sets = {
+        "a": FeatureSetConfig(families=("prices", "volume"), include=("ret_5000",)),
+        "b": FeatureSetConfig(families=("volume",), exclude=("nonsense",)),
+        "c": FeatureSetConfig(include=("ret_4",), exclude=("ret_4",)),
+        "d": FeatureSetConfig(),
+    }
+    with pytest.raises(ConfigError) as caught:
+        feature_set("a", 240, sets)
+    for words in (
+        "a: there is no family 'prices'",
+        "a: include names 'ret_5000'",
+        "b: exclude names 'nonsense'",
+        "c: 'ret_4' is both included and excluded",
+        "d: it holds no feature",
+        "families are ",
+    ):
+        assert words in str(caught.value)
+
+
+def test_the_configuration_chooses_the_set_and_defines_its_own() -> None:
+    config = load_settings().models.features
+    assert configured_set(config).name == config.set
+    assert configured_set(config, "price") == feature_set("price", config.zscore_window)
+    assert configured_set(FeatureConfig(set="core", zscore_window=60)).names == feature_set("core", 60).names
+    own = FeatureConfig(set="tiny", zscore_window=60, sets={"tiny": FeatureSetConfig(include=("ret_4",))})
+    assert configured_set(own).names == ("ret_4",)
+    with pytest.raises(UsageError, match="choose one of tiny"):
+        configured_set(own, "core")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +143,7 @@ def test_unknown_sets_and_windows_are_refused() -> None:
         ("close", ("open",), 0, "declared twice"),
         ("new", ("nothing",), 0, "needs nothing"),
         ("new", ("close",), -1, "never reads ahead"),
+        ("New", ("close",), 0, "cannot name a column"),
     ],
 )
 def test_a_wrong_declaration_is_refused(name: str, inputs: tuple[str, ...], lookback: int, words: str) -> None:

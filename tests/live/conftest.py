@@ -19,14 +19,14 @@ import pytest
 
 from mlbot_core.clock import FixedClock, SystemClock, parse_utc_ms
 from mlbot_core.emulator.server import EmulatorServer
-from mlbot_core.market import CATALOGUE
+from mlbot_core.market import CORE_SERIES
 from mlbot_core.timeframe import Month
 from mlbot_core.warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = "2024-11-01T00:10:00Z"
 DERIVED = {"features": "features_core", "targets": "targets"}
-TABLES = {**{name: name for name in CATALOGUE}, **DERIVED}
+TABLES = {**{name: name for name in CORE_SERIES}, **DERIVED}
 
 
 @dataclass

@@ -294,7 +294,7 @@ def test_asset_page_shows_plot_numbers_and_checks(eyes: Eyes) -> None:
 
 def test_raw_asset_tells_its_columns_and_partitions(eyes: Eyes) -> None:
     page = eyes.open("/assets/raw/price")
-    for name in ("observed_at", "known_at", "capture", "volume_btc"):
+    for name in ("observed_at", "known_at", "capture", "volume_coin"):
         page.get_by_text(name, exact=True).first.wait_for()
     page.get_by_text("from when a decision may use it, UTC ms").wait_for()
     assert drawn(page.locator("td img[src^='data:image/svg+xml']")) == (400, 90)

@@ -1,0 +1,126 @@
+"""A backtest as a trial: what of it is the configuration, what the data, and its judgement among all trials."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from mlbot_core.backtest.metrics import MIN_ACTIVE_DAYS
+from mlbot_core.backtest.run import BacktestResult, with_significance
+from mlbot_core.validation.trials import DailyReturns, TrialLedger
+from mlbot_core.validation.trials_significance import candidate_significance
+
+# what of a model's version is a person's choice; the rest (code, libraries, partitions) is not
+_CHOICES: Final = (
+    "market",
+    "source",
+    "feature_set",
+    "targets",
+    "walk_forward",
+    "model_type",
+    "params",
+    "test_start_ms",
+)
+_SYNTHETIC_NAMESPACES: Final[Mapping[str, str]] = {"planted": "demo", "null": "null"}
+
+
+def namespace_of(source: str, identity: str = "") -> str:
+    """Return the namespace that a backtest counts in.
+
+    Parameters
+    ----------
+    source
+        Where the data came from.
+    identity
+        Of the synthetic market, as it is stored with its bars: ``null, seed ...`` has no signal, all others have one.
+    """
+    if source != "emulator":
+        return "research"
+    return _SYNTHETIC_NAMESPACES.get(identity.partition(",")[0], "demo")
+
+
+def configuration_of(result: BacktestResult, model_inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything a person could have chosen differently, as plain JSON.
+
+    The first day of the test period is a choice and belongs to it; the last moves on with time and does not. Code and
+    library versions do not either: what they change shows in the returns, and the ledger counts that.
+
+    Parameters
+    ----------
+    result
+        Of the backtest.
+    model_inputs
+        What the model's version was made from (:class:`mlbot_core.models.version.VersionInputs` as JSON).
+    """
+    data = result.input
+    chosen = {name: model_inputs[name] for name in _CHOICES if name in model_inputs}
+    return {
+        "market": str(data.market),
+        "source": data.source,
+        "model_type": data.model_type,
+        **chosen,
+        "fees": data.fees.model_dump(mode="json"),
+        "settle_delay_ms": data.settle_delay_ms,
+        "latency_ms": data.latency_ms,
+        "exposure": "unit",
+    }
+
+
+def data_version_of(result: BacktestResult, model_inputs: Mapping[str, Any]) -> str:
+    """Return the hash of the data behind a backtest: what the model learnt from and what it was traded on."""
+    partitions = json.dumps(model_inputs.get("partitions", {}), sort_keys=True)
+    period = f"{result.start_ms}:{result.end_ms}:{model_inputs.get('test_end_ms')}"
+    digest = hashlib.sha256(f"{partitions}\n{period}\n".encode())
+    for frame, columns in (
+        (result.input.bars, ("ts", "open", "high", "low", "close")),
+        (result.input.funding, ("ts", "rate")),
+    ):
+        for column in columns:
+            digest.update(_bytes(frame[column]))
+    return digest.hexdigest()
+
+
+def daily_series(result: BacktestResult) -> DailyReturns:
+    """Return the net daily returns at unit exposure."""
+    return DailyReturns(int(result.daily["day"].iloc[0]), result.daily["unit"].to_numpy(dtype=np.float64))
+
+
+def count_and_judge(
+    result: BacktestResult, model_inputs: Mapping[str, Any], ledger: TrialLedger, *, namespace: str, run_id: str
+) -> BacktestResult:
+    """Record a backtest in the ledger and return it judged among all trials of its namespace.
+
+    Recording the same result again changes nothing, so whoever shows a result may, and must, come through here.
+
+    Raises
+    ------
+    LedgerTamperedError
+        If the ledger was tampered with: nothing is judged by a count that cannot be believed.
+    """
+    returns = daily_series(result)
+    ledger.append(
+        namespace,
+        configuration_of(result, model_inputs),
+        returns,
+        data_version=data_version_of(result, model_inputs),
+        run_id=run_id,
+        info={
+            "model_version": result.input.model_version,
+            "code": model_inputs.get("code"),
+            "libraries": model_inputs.get("libraries"),
+            "start_ms": result.start_ms,
+            "end_ms": result.end_ms,
+        },
+    )
+    history = ledger.read(namespace)
+    return with_significance(result, candidate_significance(history, returns, min_active_days=MIN_ACTIVE_DAYS))
+
+
+def _bytes(values: pd.Series) -> bytes:
+    kind = "<i8" if values.dtype.kind in "iu" else "<f8"
+    return bytes(np.ascontiguousarray(values.to_numpy(dtype=kind)).tobytes())
