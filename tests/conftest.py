@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# the first example of a test compiles numba code: a deadline an example would measure that, and the machine's load
+settings.register_profile("mlbot", deadline=None)
+settings.load_profile("mlbot")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -92,7 +92,7 @@ def test_help_of_a_command_names_its_options(mlbot):
         (("backfill", "--from", "1999-01-01"), ("--from '1999-01-01'", "2020-10-01", "history_start")),
         (("backfill", "--to", "2031-01-01"), ("--to '2031-01-01'", "future")),
         (("backfill", "--from", "2024-05-01", "--to", "2024-05-01"), ("2024-05-01", "empty")),
-        (("backfill", "--source", "binance"), ("source 'binance'", "emulator, coinglass, archive")),
+        (("backfill", "--source", "binance"), ("source 'binance'", "emulator, coinglass, bybit, archive")),
         (("train", "--model", "oracle"), ("model 'oracle'", "lightgbm")),
         (("backfill", "--symbol", "DOGE"), ("symbol 'DOGE'", "BTC")),
         (("backfill", "--source", "coinglass"), ("API key", "api_keys.yaml", "MLBOT_CG_API")),
@@ -119,12 +119,21 @@ def test_an_unknown_command_or_option_gets_exit_code_2_and_no_traceback(mlbot, a
     [
         ({"MLBOT_CLOCK": "sundial"}, ("MLBOT_CLOCK='sundial'", "fixed:<ISO time>")),
         ({"MLBOT_SOURCE": "binance"}, ("'binance'", "intervals.yaml")),
-        ({"MLBOT_CONFIG_DIR": "/nowhere"}, ("/nowhere/intervals.yaml is missing",)),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_wrong_environment_is_named(mlbot, extra, names):
     assert_refused(mlbot("backfill", **extra), *names)
+
+
+def test_everything_that_is_wrong_in_the_configuration_is_said_at_once(mlbot):
+    done = mlbot("backfill", MLBOT_CONFIG_DIR="/nowhere")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    first, *rest = done.stderr.splitlines()
+    assert first == "mlbot: 4 things are wrong in the configuration:"
+    for name, line in zip(("intervals", "models", "fees", "risk"), rest, strict=True):
+        assert line.strip().startswith(f"/nowhere/{name}.yaml is missing; restore it"), line
 
 
 def test_a_wrong_value_in_a_file_is_named(mlbot, config):

@@ -302,11 +302,11 @@ def test_two_runs_that_saw_the_same_bars_may_store_them_in_either_order(bench):
     """One pulls, then the other pulls AND stores, then the first stores: the same values, seen a moment earlier."""
 
     class Overtaken(CoinglassSource):
-        def fetch(self, *args: Any) -> Any:
-            batch = bench.source.fetch(*args)
-            bench.clock.set_ms(bench.clock.now_ms() + 5_000)
-            bench.pull(MAR)
-            return batch
+        def fetch_chunks(self, *args: Any) -> Any:
+            for batch in list(bench.source.fetch_chunks(*args)):
+                bench.clock.set_ms(bench.clock.now_ms() + 5_000)
+                bench.pull(MAR)
+                yield batch
 
     slow = Overtaken("emulator", Transport(bench.server.url, SecretStr(bench.server.key), bench.clock), bench.clock)
     with slow:
