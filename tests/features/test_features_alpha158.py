@@ -144,6 +144,10 @@ def test_names_lookbacks_and_formulas() -> None:
     assert rows["a158_ma5"]["lookback"] == 4
     assert rows["a158_kmid"]["lookback"] == 0
     assert rows["a158_qtlu20"]["definition"] == "Quantile($close, 20, 0.8)/$close"
+    assert rows["a158_klen"]["inputs"] == ["open", "high", "low"]
+    assert rows["a158_vwap0"]["inputs"] == ["high", "low", "close"]
+    assert rows["a158_imxd5"]["inputs"] == ["high", "low"]
+    assert rows["a158_wvma5"]["inputs"] == ["close", "volume_usd"]
     assert SET.lookback == 60
 
 

@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 
 from mlbot_core.features import elementwise as e
 from mlbot_core.features import kernels as k
+from mlbot_core.features import smoothing
 
 VALUES = st.one_of(
     st.floats(-1e6, 1e6, allow_nan=False).map(lambda v: round(v, 3)),
@@ -106,26 +107,26 @@ def test_correlation_and_beta_equal_numpy_on_common_values(seed: int, n: int, ho
 @given(seed=st.integers(0, 10_000), span=st.integers(2, 6), holes=st.floats(0, 0.15))
 def test_ema_equals_pandas_restarted_on_its_window(seed: int, span: int, holes: float) -> None:
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=k.ema_window(span) + 20).cumsum()
+    x = rng.normal(size=smoothing.ema_window(span) + 20).cumsum()
     x[rng.random(len(x)) < holes] = np.nan
     expected = by_window(
         x,
-        k.ema_window(span),
+        smoothing.ema_window(span),
         clean(lambda w: pd.Series(w).ewm(span=span, adjust=False).mean().iloc[-1]),
     )
-    np.testing.assert_allclose(k.ema(x, span), expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(smoothing.ema(x, span), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_restart_ten_spans_back_is_as_good_as_none() -> None:
     x = 100 + np.random.default_rng(3).normal(size=600).cumsum()
     endless = pd.Series(x).ewm(span=12, adjust=False).mean().to_numpy()
-    np.testing.assert_allclose(k.ema(x, 12)[400:], endless[400:], rtol=1e-8)
+    np.testing.assert_allclose(smoothing.ema(x, 12)[400:], endless[400:], rtol=1e-8)
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), period=st.integers(2, 5))
 def test_wilder_and_rsi_equal_the_textbook_recursion(seed: int, period: int) -> None:
-    n = k.wilder_window(period)
+    n = smoothing.wilder_window(period)
     close = 100 + np.random.default_rng(seed).normal(size=n + 10).cumsum()
     change = np.diff(close, prepend=np.nan)
 
@@ -135,19 +136,19 @@ def test_wilder_and_rsi_equal_the_textbook_recursion(seed: int, period: int) -> 
             state = (state * (period - 1) + value) / period
         return float(state)
 
-    np.testing.assert_allclose(k.wilder(close, period), by_window(close, n, smooth), rtol=1e-9)
+    np.testing.assert_allclose(smoothing.wilder(close, period), by_window(close, n, smooth), rtol=1e-9)
     gain, loss = np.clip(change, 0, None), np.clip(-change, 0, None)
     up, down = by_window(gain, n, smooth), by_window(loss, n, smooth)
     # the very first change does not exist, so the first window that ends with a value holds one change less
-    np.testing.assert_allclose(k.rsi(close, period)[n:], (100 - 100 / (1 + up / down))[n:], rtol=1e-9)
+    np.testing.assert_allclose(smoothing.rsi(close, period)[n:], (100 - 100 / (1 + up / down))[n:], rtol=1e-9)
 
 
 def test_rsi_of_a_still_a_rising_and_a_falling_price() -> None:
-    bars = k.wilder_window(14) + 1
+    bars = smoothing.wilder_window(14) + 1
     rising = np.arange(1.0, bars + 1)
-    assert k.rsi(np.full(bars, 7.0), 14)[-1] == 50.0
-    assert k.rsi(rising, 14)[-1] == 100.0
-    assert k.rsi(rising[::-1].copy(), 14)[-1] == 0.0
+    assert smoothing.rsi(np.full(bars, 7.0), 14)[-1] == 50.0
+    assert smoothing.rsi(rising, 14)[-1] == 100.0
+    assert smoothing.rsi(rising[::-1].copy(), 14)[-1] == 0.0
 
 
 def test_a_flat_window_has_no_deviation_despite_rounding() -> None:

@@ -15,6 +15,7 @@ from mlbot_core.features import recursive as rec
 from mlbot_core.features import registry as r
 from mlbot_core.features import technical as t
 from mlbot_core.features import technical_bands as b
+from mlbot_core.features import technical_volume as v
 
 BARS = 1600
 FORGETS = 1000  # a window so long that the start weighs nothing, for spans up to 30
@@ -144,7 +145,7 @@ def test_every_indicator_equals_talib(bars: dict[str, np.ndarray]) -> None:
 
 def test_the_oscillator_of_accumulation_equals_talib_exactly_given_history(bars: dict[str, np.ndarray]) -> None:
     high, low, close, volume = (bars[name] for name in ("high", "low", "close", "volume_usd"))
-    got = b.chaikin_oscillator(raw(bars, "money_flow"), 3, 10, FORGETS)
+    got = v.chaikin_oscillator(raw(bars, "money_flow"), 3, 10, FORGETS)
     expected = talib.ADOSC(high, low, close, volume, 3, 10)
     # the running line that TA-Lib carries is of order 1e10 here, and so is its rounding
     same(got, expected, rtol=1e-9, atol=1e-9 * float(np.nanstd(expected)))

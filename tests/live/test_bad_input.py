@@ -339,13 +339,22 @@ def archive(folder: Path, start: str = "2024-01-01", days: int = 121) -> Path:
         "close": close,
         "volume": rng.uniform(100, 1000, n),
     }
-    daily = ("oi_all_exch_usd", "funding_oiw_close", "lsr_global", "liq_long_usd", "liq_short_usd", "taker_buy_usd")
+    # magnitudes as recorded ones have, percent for funding: the check of units looks at them
+    daily = {
+        "oi_all_exch_usd": 3e10,
+        "funding_oiw_close": 0.01,
+        "lsr_global": 1.2,
+        "liq_long_usd": 5e7,
+        "liq_short_usd": 4e7,
+        "taker_buy_usd": 1e10,
+        "taker_sell_usd": 1e10,
+    }
     pq.write_table(pa.table({"ts": stamps(1), **hourly}), folder / "btcusdt_perp_1h.parquet")
     pq.write_table(
         pa.table({"ts": stamps(8), "funding_rate": rng.normal(0, 1e-4, days * 3)}),
         folder / "btcusdt_perp_funding_8h.parquet",
     )
-    values = {name: rng.uniform(0.5, 2.0, days) for name in (*daily, "taker_sell_usd")}
+    values = {name: size * rng.uniform(0.5, 2.0, days) for name, size in daily.items()}
     pq.write_table(pa.table({"ts": stamps(24), **values}), folder / "coinglass_btc_1d.parquet")
     return folder
 

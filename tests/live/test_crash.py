@@ -120,7 +120,9 @@ def assert_whole_months(tools, home, clean) -> tuple[int, int]:
         for run, _, rows, verdicts in written[key]:
             assert rows == wanted.rows, (key, run)
             checks = DERIVED_CHECKS if key[0] in tools.DERIVED else RAW_CHECKS
-            assert verdicts == {(check, True) for check in checks}, (key, run)
+            # raw series have further verdicts beside the required ones; none of all may have failed
+            assert {(check, True) for check in checks} <= set(verdicts), (key, run)
+            assert all(passed for _, passed in verdicts), (key, run)
     return len(written), len(clean)
 
 

@@ -60,7 +60,9 @@ def url(tmp_path_factory):
     start = [pg_ctl, "-D", data, "-o", options, "-l", folder / "log", "-w", "start"]
     subprocess.run(start, check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
     yield f"postgresql://me@127.0.0.1:{port}/postgres"
-    subprocess.run([pg_ctl, "-D", data, "-m", "fast", "stop"], check=True, capture_output=True, cwd=folder, **who)
+    subprocess.run(
+        [pg_ctl, "-D", data, "-m", "fast", "-t", "240", "stop"], check=True, capture_output=True, cwd=folder, **who
+    )
 
 
 def test_writers_on_different_machines_make_one_chain(url, tmp_path):
