@@ -24,7 +24,7 @@ from mlbot_core.features import FeatureSet, build_features, build_panel, configu
 from mlbot_core.features.incremental import Decision, read_lookback
 from mlbot_core.features.inputs import series_needed, series_of
 from mlbot_core.features.normalise import DESCRIPTIONS
-from mlbot_core.features.registry import Feature, node
+from mlbot_core.features.registry import Feature
 from mlbot_core.market import CATALOGUE
 from mlbot_core.sources import open_source
 from mlbot_core.timeframe import DAY_MS, Market, Month
@@ -132,7 +132,7 @@ def picture(data: Recorded, names: list[str], family: str) -> bytes:
 
 def about(family: list[Feature]) -> str:
     """Return what the module of a family says about itself in its first paragraph."""
-    module = importlib.import_module(node(family[0].name).compute.__module__)
+    module = importlib.import_module(f"mlbot_core.features.{family[0].family}")
     return " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
 
 

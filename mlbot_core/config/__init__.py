@@ -1,20 +1,16 @@
 """Validated, frozen configuration: YAML files plus the environment, secrets kept secret."""
 
+from mlbot_core.config.features import BarrierConfig, DriftConfig, FeatureConfig, FeatureSetConfig, TargetConfig
+from mlbot_core.config.quality import QualityConfig
 from mlbot_core.config.secrets import ApiKeys, load_api_keys
 from mlbot_core.config.settings import (
-    BarrierConfig,
-    DriftConfig,
     EmulatorConfig,
-    FeatureConfig,
-    FeatureSetConfig,
     FeesConfig,
     IntervalsConfig,
     LightGBMConfig,
     ModelsConfig,
-    QualityConfig,
     RiskConfig,
     Settings,
-    TargetConfig,
     WalkForwardConfig,
     load_settings,
 )

@@ -25,6 +25,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mlbot_core.config.base import Frozen, read_yaml
+from mlbot_core.config.features import DriftConfig, FeatureConfig, TargetConfig
+from mlbot_core.config.quality import QualityConfig
 from mlbot_core.config.trading import FeesConfig, RiskConfig
 from mlbot_core.errors import ConfigError, UsageError
 from mlbot_core.timeframe import Market, Timeframe
@@ -50,49 +52,6 @@ def _known_source(value: str) -> str:
 
 TimeframeField = Annotated[Timeframe, BeforeValidator(_timeframe)]
 SourceName = Annotated[str, AfterValidator(_known_source)]
-
-
-class SourceQualityConfig(Frozen):
-    """Bounds that are other for one source; what is absent is as for all."""
-
-    max_missing_share: float | None = Field(default=None, ge=0, le=1)
-    max_gap_bars: int | None = Field(default=None, ge=0)
-
-
-class QualityConfig(Frozen):
-    """Bounds of the checks of a month of one series.
-
-    Parameters
-    ----------
-    max_missing_share, max_gap_bars
-        Share of the month's bars, and bars in a row, that may be missing.
-    max_price_difference, max_differing_share
-        Two sources' closes may differ by this fraction, and by more in this share of the bars.
-    jump_window, jump_scale
-        A change counts as a jump beyond so many robust standard deviations of so many changes before it.
-    max_standstill_bars
-        So many bars in a row may repeat the bar before them.
-    restatement_days
-        For so long after its close a bar is expected to be restated in the ordinary course of things: a backfill asks
-        for younger stored bars again.
-    sources
-        Other bounds for single sources.
-    """
-
-    max_missing_share: float = Field(ge=0, le=1)
-    max_gap_bars: int = Field(ge=0)
-    max_price_difference: float = Field(default=0.005, gt=0)
-    max_differing_share: float = Field(default=0.02, ge=0, le=1)
-    jump_window: int = Field(default=200, ge=20)
-    jump_scale: float = Field(default=30.0, gt=0)
-    max_standstill_bars: int = Field(default=24, ge=1)
-    restatement_days: float = Field(default=7.0, ge=0)
-    sources: dict[str, SourceQualityConfig] = Field(default_factory=dict)
-
-    def of(self, source: str) -> QualityConfig:
-        """Return the bounds that hold for a source."""
-        own = self.sources.get(source)
-        return self if own is None else self.model_copy(update=own.model_dump(exclude_none=True))
 
 
 class EmulatorConfig(Frozen):
@@ -163,107 +122,6 @@ class IntervalsConfig(Frozen):
                 f"market {text!r} is not configured; choose one of {names} or add it to config/intervals.yaml"
             )
         return market
-
-
-class FeatureSetConfig(Frozen):
-    """A named feature set: families, and names on top of them or taken out of them.
-
-    Parameters
-    ----------
-    families
-        Names of feature families; ``all`` stands for every one there is.
-    include, exclude
-        Names of single features.
-    normalise
-        Replaces the trailing z-score of the features that have it: ``rank``, ``robust``, ``winsor`` or ``none``.
-    """
-
-    families: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    normalise: Literal["zscore", "rank", "robust", "winsor", "none"] = "zscore"
-
-
-class FeatureConfig(Frozen):
-    """Which feature set is made and how it is normalised.
-
-    Parameters
-    ----------
-    set
-        Name of the set that is made.
-    zscore_window
-        Bars of the trailing window of every normalisation.
-    sets
-        Every named set; empty stands for those of ``models.yaml``.
-    """
-
-    zscore_window: int = Field(ge=20)
-    sets: dict[str, FeatureSetConfig] = Field(default_factory=dict)
-    set: str
-
-
-class BarrierConfig(Frozen):
-    """One more triple barrier beside the main one: bars to the vertical one, width in horizon standard deviations."""
-
-    horizon: int = Field(ge=1)
-    width: float = Field(gt=0)
-
-
-class TargetConfig(Frozen):
-    """Triple barriers and volatility-adjusted returns; lengths in bars, widths in horizon standard deviations.
-
-    Parameters
-    ----------
-    volatility_window
-        Bars of the trailing standard deviation that scales everything.
-    horizon, barrier_width
-        The main triple barrier (``tb_*``) and the horizon of the main forward return (``var_ret``).
-    barriers
-        Further triple barriers by name: ``{fast: {horizon: 4, width: 0.8}}`` makes ``tb_label_fast`` and its kin.
-    horizons
-        Further horizons of the forward return: ``[24]`` makes ``var_ret_24``. A list, so that it equals its JSON.
-    """
-
-    volatility_window: int = Field(ge=10)
-    horizon: int = Field(ge=1)
-    barrier_width: float = Field(gt=0)
-    barriers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")], BarrierConfig] = Field(default_factory=dict)
-    horizons: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _distinct(self) -> TargetConfig:
-        if len(set(self.horizons)) != len(self.horizons):
-            raise ValueError(f"horizons {self.horizons} names one twice")
-        return self
-
-    @property
-    def reach(self) -> int:
-        """Bars after a row that its slowest label looks at."""
-        return max([self.horizon, *self.horizons, *(barrier.horizon for barrier in self.barriers.values())])
-
-
-class DriftConfig(Frozen):
-    """When the features of a month count as drifted from a model's training window.
-
-    Parameters
-    ----------
-    psi_alarm
-        A feature has drifted when its population stability index is above this, and above what chance explains.
-    max_drifted_share
-        The month fails when more of its features than this have drifted.
-    row_quantile
-        A row is out of distribution beyond this quantile of the training rows' distance.
-    max_row_share
-        The month fails when more of its rows than this are out of distribution.
-    min_rows
-        A month with fewer rows is not judged: its statistics would be noise.
-    """
-
-    psi_alarm: float = Field(default=0.25, gt=0)
-    max_drifted_share: float = Field(default=0.25, gt=0, le=1)
-    row_quantile: float = Field(default=0.999, gt=0.5, lt=1)
-    max_row_share: float = Field(default=0.05, gt=0, le=1)
-    min_rows: int = Field(default=50, ge=10)
 
 
 class WalkForwardConfig(Frozen):

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from numba import njit
 
 from mlbot_core.errors import BadDataError
 from mlbot_core.features.normalise import NORMALISERS
-from mlbot_core.features.registry import Feature, FeatureSet, node, warm_up
+from mlbot_core.features.registry import Feature, FeatureSet, Table, node, warm_up
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -46,7 +47,8 @@ def build_features(panel: pd.DataFrame, feature_set: FeatureSet, *, last: int | 
     """
     ts = panel["ts"].to_numpy(dtype=np.int64)
     inputs = {other for name in feature_set.order for other in node(name).inputs}.intersection(panel.columns)
-    columns = {name: panel[name].to_numpy(dtype=np.float64) for name in inputs}
+    # copies, because a frame lends read-only arrays, for which every kernel would be compiled a second time
+    columns = {name: panel[name].to_numpy(dtype=np.float64, copy=True) for name in inputs}
     matrix = feature_matrix(ts, columns, feature_set, last)
     built = pd.DataFrame(matrix, columns=list(feature_set.names), copy=False)
     built.insert(0, "ts", ts[len(ts) - len(matrix) :])
@@ -70,9 +72,10 @@ def feature_matrix(
     rows = bars if last is None else min(last, bars)
     needed = _needed_rows(feature_set, rows, bars, whole=last is None)
     uses = Counter(name for column in feature_set.order for name in node(column).inputs)
-    wanted: dict[str, tuple[int, Feature]] = {f.name: (at, f) for at, f in enumerate(feature_set.features)}
-    out = np.full((rows, len(wanted)), np.nan, order="F")
+    wanted = {f.name: (at, f) for at, f in enumerate(feature_set.features)}
+    out = np.empty((len(wanted), rows))
     columns: dict[str, FloatArray] = {}
+    filled: set[str] = set()
 
     def stretch(name: str, length: int) -> FloatArray:
         if name not in columns:
@@ -82,30 +85,61 @@ def feature_matrix(
         return columns[name][max(0, len(columns[name]) - length) :]
 
     for name in feature_set.order:
+        if name in filled:
+            continue
         this = node(name)
-        reach = needed[name] + this.lookback
-        values = this.values(*(stretch(other, reach) for other in this.inputs))
+        inputs = [stretch(other, needed[name] + this.lookback) for other in this.inputs]
+        table = this if isinstance(this, Table) and len(inputs[0]) == rows else None
+        places = None if table is None else _places(table, wanted, uses)
+        if table is not None and places is not None:
+            table.compute(out, places, *inputs)
+            filled.update(table.columns)
+            done = [wanted[column] for column in table.columns if column in wanted]
+        else:
+            values = this.values(*inputs)
+            if uses[name]:
+                columns[name] = values
+            done = [wanted[name]] if name in wanted else []
         for other in this.inputs:
             uses[other] -= 1
             if uses[other] == 0:
                 columns.pop(other, None)
-        if uses[name]:
-            columns[name] = values
-        if name in wanted:
-            at, feature = wanted[name]
-            out[:, at] = _finish(values, feature, feature_set.zscore_window, rows, bars)
-    return out
+        for at, feature in done:
+            raw = out[at] if places is not None else values
+            early = warm_up(feature, feature_set.zscore_window) - (bars - rows)
+            finish(_scaled(raw, feature, feature_set.zscore_window, rows), max(0, early), out[at])
+    return out.T
 
 
-def _finish(values: FloatArray, feature: Feature, window: int, rows: int, bars: int) -> FloatArray:
-    """Normalise the last rows of a feature; what has too little history or is not finite becomes NaN."""
+def _places(
+    table: Table, wanted: Mapping[str, tuple[int, Feature]], uses: Mapping[str, int]
+) -> npt.NDArray[np.int64] | None:
+    """Return which row of the outcome each column of a table can fill at once, -1 for none.
+
+    None if some column is scaled or is needed by another one.
+    """
+    found = [wanted.get(column) for column in table.columns]
+    chosen = [column for column, one in zip(table.columns, found, strict=True) if one is not None]
+    plain = all(one is None or one[1].normalise not in NORMALISERS for one in found)
+    if not plain or uses[table.name] != len(chosen) or any(uses.get(column, 0) for column in chosen):
+        return None
+    return np.array([-1 if one is None else one[0] for one in found], dtype=np.int64)
+
+
+def _scaled(values: FloatArray, feature: Feature, window: int, rows: int) -> FloatArray:
+    """Return the last rows of a feature, normalised as it asks for."""
     scale = NORMALISERS.get(feature.normalise)
     if scale is not None:
         values = scale(np.ascontiguousarray(values[max(0, len(values) - rows - window + 1) :]), window)
-    values = values[len(values) - rows :]
-    values = np.where(np.isfinite(values), values, np.nan)
-    values[: max(0, warm_up(feature, window) - (bars - rows))] = np.nan
-    return values
+    return values[len(values) - rows :]
+
+
+@njit(cache=True)
+def finish(values: FloatArray, early: int, out: FloatArray) -> None:
+    """Copy values (onto themselves, perhaps): NaN where not finite, and in the first ``early`` of them."""
+    for i in range(out.size):
+        out[i] = values[i] if values[i] - values[i] == 0.0 else np.nan
+    out[: min(early, out.size)] = np.nan
 
 
 def _needed_rows(feature_set: FeatureSet, rows: int, bars: int, *, whole: bool) -> dict[str, int]:

@@ -21,11 +21,12 @@ from mlbot_core.features.inputs import series_needed
 from mlbot_core.features.panel import SettledSeries, build_panel
 from mlbot_core.features.panel_columns import read_margin_ms
 from mlbot_core.features.registry import FeatureSet
-from mlbot_core.market import CORE_SERIES, series_spec
+from mlbot_core.market import CORE_SERIES
+from mlbot_core.market.quality import BLOCKING_CHECKS
 from mlbot_core.timeframe import Market, Month, Timeframe
 from mlbot_core.warehouse import Warehouse
-from mlbot_core.warehouse.bitemporal import Settled, settled
 from mlbot_core.warehouse.ingest import RAW_CHECKS, partition_name
+from mlbot_core.warehouse.read_many import Stretch, settled_many
 
 
 @dataclass(frozen=True)
@@ -153,28 +154,21 @@ def read_lookback(
     """
     end_ms = decision.ts + decision.market.timeframe.ms
     stored, versions = _stored_timeframes(con, decision, names, start_ms, end_ms)
-    read: dict[str, SettledSeries] = {}
-    for name, timeframe in stored.items():
-        found = settled(
-            con,
-            name,
-            source=decision.source,
-            symbol=decision.market.symbol,
-            timeframe=timeframe,
-            start_ms=start_ms - read_margin_ms(name, timeframe, decision.market.timeframe, decision.settle_delay_ms),
-            end_ms=end_ms,
-            settle_delay_ms=decision.settle_delay_ms,
-            known_by_ms=decision.known_by_ms,
-            snapshot_ms=decision.snapshot_ms,
-        )
-        read[name] = _as_series(found)
-    return read, versions
-
-
-def _as_series(found: Settled) -> SettledSeries:
-    columns = ("ts", "known_at", *series_spec(found.series).column_names)
-    frame = pd.DataFrame({name: found.table.column(name).to_numpy() for name in columns}, copy=False)
-    return SettledSeries(found.series, found.timeframe, frame)
+    own, delay = decision.market.timeframe, decision.settle_delay_ms
+    wanted = [
+        Stretch(name, timeframe, start_ms - read_margin_ms(name, timeframe, own, delay), end_ms)
+        for name, timeframe in stored.items()
+    ]
+    found = settled_many(
+        con,
+        wanted,
+        source=decision.source,
+        symbol=decision.market.symbol,
+        settle_delay_ms=delay,
+        known_by_ms=decision.known_by_ms,
+        snapshot_ms=decision.snapshot_ms,
+    )
+    return {name: SettledSeries(name, stored[name], columns) for name, columns in found.items()}, versions
 
 
 def _stored_timeframes(
@@ -224,14 +218,14 @@ def _require_good(
             PARTITION BY asset, partition, data_version, check_name ORDER BY checked_at DESC, rowid DESC
         ) = 1
         """,
-        [decision.source, list(months), list(RAW_CHECKS)],
+        [decision.source, list(months), list({*RAW_CHECKS, *BLOCKING_CHECKS})],
     ).fetchall()
     outcome = {(str(key), str(version), str(check)): bool(passed) for key, version, check, passed in found}
     bad = [
         f"{key}: {check} {'was never run' if (key, version, check) not in outcome else 'failed'}"
         for key, version in versions.items()
-        for check in RAW_CHECKS
-        if not outcome.get((key, version, check), False)
+        for check in dict.fromkeys((*RAW_CHECKS, *BLOCKING_CHECKS))
+        if not outcome.get((key, version, check), check not in RAW_CHECKS)
     ]
     if bad:
         raise QualityRefusedError(

@@ -123,14 +123,18 @@ def break_of_mean(x: Array, n: int) -> Array:
 
 
 @njit(cache=True)
-def break_of_variance(x: Array, n: int, age: bool) -> Array:
-    """Return the centred cumulative sum of squares of Inclan and Tiao (1994) at its furthest from zero.
+def break_of_variance(x: Array, n: int) -> Array:
+    """Return the centred cumulative sum of squares of Inclan and Tiao (1994) at its furthest from zero, and since when.
 
-    D_k = C_k / C_n - k / n with C the running sum of squares. Without ``age``: max |D_k| times sqrt(n / 2), positive
-    where the variance is higher after the break (1.36 is significant at 5 %). With ``age``: the share of the window's
-    bars that came after the most likely break.
+    D_k = C_k / C_n - k / n with C the running sum of squares.
+
+    Returns
+    -------
+    Array
+        Shape (2, bars): max |D_k| times sqrt(n / 2), positive where the variance is higher after the break (1.36 is
+        significant at 5 %); and the share of the window's bars that came after the most likely break.
     """
-    out = np.full(x.size, np.nan)
+    out = np.full((2, x.size), np.nan)
     squares = np.zeros(x.size)  # a missing bar adds nothing to either side, so the inner loops need not ask
     there = np.zeros(x.size)
     for i in range(x.size):
@@ -160,7 +164,8 @@ def break_of_variance(x: Array, n: int, age: bool) -> Array:
             if abs(running) > abs(furthest):
                 furthest = running
                 at = seen
-        out[i] = (count - at) * of_count if age else -furthest * math.sqrt(count / 2.0)
+        out[0, i] = -furthest * math.sqrt(count / 2.0)
+        out[1, i] = (count - at) * of_count
     return out
 
 

@@ -188,14 +188,25 @@ def winsorise(x: Array, n: int, tail: float) -> Array:
     return out
 
 
+@njit(cache=True)
+def clip(x: Array, bound: float) -> None:
+    """Hold values within a bound either way, in place."""
+    for i in range(x.size):
+        x[i] = -bound if x[i] < -bound else (bound if x[i] > bound else x[i])
+
+
 def scale_zscore(x: Array, n: int) -> Array:
     """Return the trailing z-score, clipped."""
-    return np.clip(kernels.zscore(x, n), -ZSCORE_CLIP, ZSCORE_CLIP)
+    score = kernels.zscore(x, n)
+    clip(score, ZSCORE_CLIP)
+    return score
 
 
 def scale_robust(x: Array, n: int) -> Array:
     """Return the trailing robust score, clipped."""
-    return np.clip(robust(x, n), -ZSCORE_CLIP, ZSCORE_CLIP)
+    score = robust(x, n)
+    clip(score, ZSCORE_CLIP)
+    return score
 
 
 def scale_rank(x: Array, n: int) -> Array:

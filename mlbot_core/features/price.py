@@ -6,6 +6,7 @@ import numpy as np
 
 from mlbot_core.features import elementwise as e
 from mlbot_core.features import kernels as k
+from mlbot_core.features import smoothing as s
 from mlbot_core.features.registry import Array, feature, intermediate
 
 
@@ -27,16 +28,16 @@ def abs_return(log_return: Array) -> Array:
     return np.abs(log_return)
 
 
-@intermediate(("close",), lookback=k.ema_window(12) - 1)
+@intermediate(("close",), lookback=s.ema_window(12) - 1)
 def ema_12(close: Array) -> Array:
     """Exponential mean of the close, span 12."""
-    return k.ema(close, 12)
+    return s.ema(close, 12)
 
 
-@intermediate(("close",), lookback=k.ema_window(26) - 1)
+@intermediate(("close",), lookback=s.ema_window(26) - 1)
 def ema_26(close: Array) -> Array:
     """Exponential mean of the close, span 26."""
-    return k.ema(close, 26)
+    return s.ema(close, 26)
 
 
 @intermediate(("ema_12", "ema_26"))
@@ -88,20 +89,20 @@ def ema_gap(close: Array, mean: Array) -> Array:
 @feature(
     "macd_hist",
     inputs=("macd_line", "close"),
-    lookback=k.ema_window(9) - 1,
+    lookback=s.ema_window(9) - 1,
     unit="fraction of price",
     definition="(EMA12 - EMA26) less its own EMA9, over close",
     source="Appel (2005), Technical Analysis: Power Tools for Active Investors",
 )
 def macd_hist(macd_line: Array, close: Array) -> Array:
     """Change of momentum."""
-    return e.ratio(macd_line - k.ema(macd_line, 9), close)
+    return e.ratio(macd_line - s.ema(macd_line, 9), close)
 
 
 @feature(
     "rsi_14",
     inputs=("close",),
-    lookback=k.wilder_window(14),
+    lookback=s.wilder_window(14),
     unit="-1 to 1",
     definition="(RSI(14) - 50) / 50, Wilder's averages restarted 270 bars back",
     source="Wilder (1978), New Concepts in Technical Trading Systems",
@@ -109,7 +110,7 @@ def macd_hist(macd_line: Array, close: Array) -> Array:
 )
 def rsi_14(close: Array) -> Array:
     """Share of gains among moves."""
-    return (k.rsi(close, 14) - 50.0) / 50.0
+    return (s.rsi(close, 14) - 50.0) / 50.0
 
 
 @feature(

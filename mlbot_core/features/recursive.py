@@ -2,8 +2,7 @@
 
 An exponential average never forgets; cut where the series begins, it would depend on where the data begins. So every
 output restarts ``window`` bars before its own bar and runs the textbook recursion from there, in batch as live. What
-the bars before would add weighs less than exp(-20) at ten spans. Outputs run side by side in blocks (the compiler
-vectorises the inner loop), each through its own window, oldest value first.
+the bars before would add weighs less than exp(-20) at ten spans (:func:`mlbot_core.features.smoothing.smooth`).
 
 TA-Lib's own recursive functions (EMA, RSI, ADX, MACD and their kin) start at the first bar of the array and are
 poisoned for ever by a missing value, and so are those that carry running sums (SMA, BBANDS, MFI, ULTOSC, LINEARREG,
@@ -17,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from mlbot_core.features.smoothing import smooth
 
 Array = npt.NDArray[np.float64]
-
-_BLOCK = 512
 
 
 def window(span: int) -> int:
@@ -32,40 +30,6 @@ def window(span: int) -> int:
 def wilder_span(period: int) -> int:
     """Return the span whose exponential average has Wilder's factor 1 / period."""
     return 2 * period - 1
-
-
-@njit(cache=True)
-def _smooth(x: Array, alpha: float, n: int) -> Array:
-    out = np.full(x.size, np.nan)
-    values = np.zeros(x.size)
-    weight = np.zeros(x.size)
-    first = np.zeros(x.size)  # the oldest finite value at or after a bar
-    finite = 0
-    usable = np.zeros(x.size, dtype=np.bool_)
-    for i in range(x.size):
-        if np.isfinite(x[i]):
-            values[i] = x[i]
-            weight[i] = alpha
-            finite += 1
-        if i >= n and weight[i - n] > 0.0:
-            finite -= 1
-        usable[i] = i >= n - 1 and weight[i] > 0.0 and 10 * finite >= 8 * n
-    for i in range(x.size - 1, -1, -1):
-        first[i] = values[i] if weight[i] > 0.0 or i == x.size - 1 else first[i + 1]
-    state = np.empty(_BLOCK)
-    for begin in range(n - 1, x.size, _BLOCK):
-        end = min(begin + _BLOCK, x.size)
-        acc = state[: end - begin]
-        acc[:] = first[begin - n + 1 : end - n + 1]
-        for j in range(n - 1, -1, -1):
-            value = values[begin - j : end - j]
-            share = weight[begin - j : end - j]
-            for i in range(acc.size):
-                acc[i] += share[i] * (value[i] - acc[i])
-        for i in range(acc.size):
-            if usable[begin + i]:
-                out[begin + i] = acc[i]
-    return out
 
 
 def ema(x: Array, span: int, bars: int | None = None) -> Array:
@@ -85,12 +49,12 @@ def ema(x: Array, span: int, bars: int | None = None) -> Array:
     Array
         NaN where the window does not fit, ends in a missing value or has less than 80 % of its values.
     """
-    return _smooth(x, 2.0 / (span + 1.0), window(span) if bars is None else bars)
+    return smooth(x, 2.0 / (span + 1.0), window(span) if bars is None else bars)
 
 
 def wilder(x: Array, period: int, bars: int | None = None) -> Array:
     """Return Wilder's average (alpha = 1 / period), restarted ten equivalent spans back; else as :func:`ema`."""
-    return _smooth(x, 1.0 / period, window(wilder_span(period)) if bars is None else bars)
+    return smooth(x, 1.0 / period, window(wilder_span(period)) if bars is None else bars)
 
 
 def talib_window(name: str, *inputs: Array, **options: Any) -> Array:

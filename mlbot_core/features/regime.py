@@ -24,6 +24,12 @@ def bar_number(ts: Array) -> Array:
     return e.ratio(ts, e.diff(ts, 1))
 
 
+@intermediate(("log_return",), lookback=_WINDOW - 1)
+def variance_break(log_return: Array) -> Array:
+    """How sure it is that volatility changed within 240 bars, and how long ago, shape (bars, 2)."""
+    return r.break_of_variance(log_return, _WINDOW).T
+
+
 @intermediate(("log_close",), lookback=47)
 def trend_fit_short(log_close: Array) -> Array:
     """Correlation of log close with time over 48 bars."""
@@ -107,30 +113,28 @@ def regime_mean_break(log_return: Array) -> Array:
 
 @feature(
     "regime_vol_break_240",
-    inputs=("log_return",),
-    lookback=_WINDOW - 1,
+    inputs=("variance_break",),
     unit="ICSS statistic",
     definition="centred cumulative sum of squared returns at its furthest over 240 bars; above 0: volatility rose",
     source="Inclan, Tiao (1994), Use of cumulative sums of squares for detection of changes of variance, JASA 89",
     normalise="none",
 )
-def regime_vol_break(log_return: Array) -> Array:
+def regime_vol_break(variance_break: Array) -> Array:
     """Has volatility changed."""
-    return r.break_of_variance(log_return, _WINDOW, False)
+    return variance_break[:, 0]
 
 
 @feature(
     "regime_vol_break_age_240",
-    inputs=("log_return",),
-    lookback=_WINDOW - 1,
+    inputs=("variance_break",),
     unit="0 to 1",
     definition="share of 240 bars that came after the most likely change of volatility",
     source="Inclan, Tiao (1994), Use of cumulative sums of squares for detection of changes of variance, JASA 89",
     normalise="none",
 )
-def regime_vol_break_age(log_return: Array) -> Array:
+def regime_vol_break_age(variance_break: Array) -> Array:
     """How long ago volatility changed."""
-    return r.break_of_variance(log_return, _WINDOW, True)
+    return variance_break[:, 1]
 
 
 @feature(

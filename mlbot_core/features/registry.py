@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -47,12 +47,14 @@ class Node:
     name: str
     inputs: tuple[str, ...]
     lookback: int
-    compute: Callable[..., Array]
+    compute: Callable[..., Any]
     parameter: int | None = None
 
     def values(self, *inputs: Array) -> Array:
         """Compute the column."""
-        return self.compute(*inputs) if self.parameter is None else self.compute(*inputs, self.parameter)
+        given = inputs if self.parameter is None else (*inputs, self.parameter)
+        values: Array = self.compute(*given)
+        return values
 
     def identity(self) -> dict[str, object]:
         """Return what makes this column what it is; its code is named here and hashed by :func:`make_feature_set`."""
@@ -66,6 +68,27 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Table(Node):
+    """Several features that one pass computes together, because they share what it works out.
+
+    ``compute(into, at, *inputs)`` fills the rows ``at[0], at[1], ...`` of ``into``, shape (rows, bars), one for each of
+    ``columns``; a row of -1 is not wanted. Each column's own lookback is its feature's, the table has none.
+    """
+
+    columns: tuple[str, ...] = ()
+
+    def values(self, *inputs: Array) -> Array:
+        """Compute every column, shape (bars, columns)."""
+        into = np.empty((len(self.columns), len(inputs[0])))
+        self.compute(into, np.arange(len(self.columns)), *inputs)
+        return into.T
+
+    def identity(self) -> dict[str, object]:
+        """Return what makes this table what it is."""
+        return {**super().identity(), "columns": list(self.columns)}
+
+
+@dataclass(frozen=True)
 class Feature(Node):
     """A node that models see, with what people need to know about it."""
 
@@ -74,6 +97,23 @@ class Feature(Node):
     definition: str = ""
     source: str = ""
     normalise: Normalise = "zscore"
+
+
+@dataclass(frozen=True)
+class TableFeature(Feature):
+    """A feature that is one column (``parameter``) of a table, its only input.
+
+    Parameters
+    ----------
+    reads
+        Panel columns and intermediates that this column of the table rests on; the others are for other columns.
+    """
+
+    reads: tuple[str, ...] = ()
+
+    def values(self, *inputs: Array) -> Array:
+        """Take the column out of the table."""
+        return inputs[0][:, self.parameter]
 
 
 @dataclass(frozen=True)
@@ -110,6 +150,7 @@ class FeatureSet:
 
 
 _NODES: Final[dict[str, Node]] = {}
+_TABLE_OF: Final[dict[str, tuple[str, int]]] = {}
 _NAME: Final = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
@@ -177,6 +218,58 @@ def feature(
         return compute
 
     return declare
+
+
+def table(
+    name: str, *, inputs: tuple[str, ...], columns: tuple[str, ...]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declare a :class:`Table`; each of its columns is then declared with :func:`table_feature`."""
+
+    def declare(compute: Callable[..., None]) -> Callable[..., None]:
+        _add(Table(name, inputs, 0, compute, columns=columns))
+        _TABLE_OF.update({column: (name, at) for at, column in enumerate(columns)})
+        return compute
+
+    return declare
+
+
+def table_feature(
+    name: str,
+    *,
+    unit: str,
+    definition: str,
+    source: str,
+    family: str,
+    lookback: int = 0,
+    reads: tuple[str, ...] | None = None,
+) -> None:
+    """Declare a feature that a table fills, with the meaning of :func:`feature`; it is not normalised.
+
+    ``reads``: what this column rests on, by default all inputs of the table.
+
+    Raises
+    ------
+    UsageError
+        If no table has a column of that name.
+    """
+    if name not in _TABLE_OF:
+        raise UsageError(f"feature {name!r} is a column of no table; declare the table before it")
+    home, at = _TABLE_OF[name]
+    _add(
+        TableFeature(
+            name=name,
+            inputs=(home,),
+            lookback=lookback,
+            compute=_NODES[home].compute,
+            parameter=at,
+            family=family,
+            unit=unit,
+            definition=definition,
+            source=source,
+            normalise="none",
+            reads=_NODES[home].inputs if reads is None else reads,
+        )
+    )
 
 
 def _add(node: Node) -> None:
@@ -277,5 +370,13 @@ def describe(features: Iterable[Feature] | None = None) -> list[dict[str, object
 
 def panel_inputs(name: str) -> list[str]:
     """Return the panel columns that a declared column rests on, directly or through others."""
-    needed = {name for column in dependency_order((name,)) for name in _NODES[column].inputs if name in _PANEL}
-    return [name for name in _PANEL if name in needed]
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            this = _NODES.get(one)
+            if this is not None:
+                waiting.extend(this.reads if isinstance(this, TableFeature) else this.inputs)
+    return [column for column in _PANEL if column in seen]

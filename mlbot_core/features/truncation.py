@@ -10,7 +10,7 @@ Three cuts, because there are three ways to see the future or to depend on the d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -257,12 +257,12 @@ def known_at_windows(
 def between(series: SettledSeries, start_ms: int, end_ms: int) -> SettledSeries:
     """Return the bars of a series opened in ``[start_ms, end_ms)``."""
     first, last = np.searchsorted(series.ts, [start_ms, end_ms])
-    return replace(series, frame=series.frame.iloc[first:last].reset_index(drop=True))
+    return series.rows(slice(first, last))
 
 
 def known_by(series: SettledSeries, moment_ms: int) -> SettledSeries:
     """Return the bars of a series that were known at a moment."""
-    return replace(series, frame=series.frame.loc[series.known_at <= moment_ms].reset_index(drop=True))
+    return series.rows(series.known_at <= moment_ms)
 
 
 def known_at_check(

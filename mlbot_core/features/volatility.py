@@ -8,6 +8,7 @@ import numpy as np
 
 from mlbot_core.features import elementwise as e
 from mlbot_core.features import kernels as k
+from mlbot_core.features import smoothing as s
 from mlbot_core.features.registry import Array, feature, intermediate
 
 
@@ -98,14 +99,14 @@ def range_efficiency(open_: Array, high: Array, low: Array, close: Array, square
 @feature(
     "atr_14",
     inputs=("true_range", "close"),
-    lookback=k.wilder_window(14) - 1,
+    lookback=s.wilder_window(14) - 1,
     unit="fraction of price",
     definition="Wilder's average true range of 14 bars over close, restarted 270 bars back",
     source="Wilder (1978), New Concepts in Technical Trading Systems",
 )
 def atr(true_range: Array, close: Array) -> Array:
     """Average true range."""
-    return e.ratio(k.wilder(true_range, 14), close)
+    return e.ratio(s.wilder(true_range, 14), close)
 
 
 @feature(
