@@ -1,4 +1,6 @@
-"""A local stand-in for Coinglass: real HTTP on loopback over a seeded synthetic market, with scripted faults.
+"""A local stand-in for Coinglass and Bybit: real HTTP on loopback over a seeded synthetic market, with faults.
+
+Bybit's trading side is :mod:`mlbot_core.emulator.exchange`; it also works in process, without sockets.
 
 It shares no code with the clients that talk to it (an import contract says so): agreement has to mean something.
 """

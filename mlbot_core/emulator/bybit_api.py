@@ -7,6 +7,7 @@ The public market data is one (:mod:`mlbot_core.emulator.bybit_public`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter, deque
@@ -113,6 +114,74 @@ class Group(Protocol):
         ...
 
 
+class Exchange(Protocol):
+    """The trading side, as far as this module knows it; see :mod:`mlbot_core.emulator.exchange`."""
+
+    def owns(self, path: str) -> bool:
+        """Say whether it answers a path."""
+        ...
+
+    def is_out(self) -> bool:
+        """Say whether nothing answers now."""
+        ...
+
+    def handle(
+        self, method: str, path: str, headers: Mapping[str, str], query: str, body: bytes, address: str
+    ) -> TradeAnswer:
+        """Answer one request."""
+        ...
+
+
+class TradeAnswer(Protocol):
+    """What the trading side answers: HTTP status, headers and body, or nothing, after some silence."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """HTTP headers."""
+        ...
+
+    @property
+    def body(self) -> bytes:
+        """Body."""
+        ...
+
+    @property
+    def lost(self) -> str:
+        """``timeout`` or ``reset`` when nothing is sent."""
+        ...
+
+    @property
+    def silence_s(self) -> float:
+        """How long a timeout stays silent, wall seconds."""
+        ...
+
+
+class _Silence(Response):
+    """Sends nothing: waits, or until the client gives up, and cuts the connection."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    async def __call__(self, _scope: Scope, receive: Receive, _send: Send) -> None:
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(gone(), self._seconds)
+        # uvicorn's request cycle is the owner of ``receive``; only its transport can end a connection without a word
+        transport = getattr(getattr(receive, "__self__", None), "transport", None)
+        if transport is not None:
+            transport.abort()
+            await gone()
+
+
 class _CutOff(Response):
     """Announces the whole body, sends half of it and closes the connection."""
 
@@ -147,9 +216,19 @@ class BybitApi:
         Behaviour towards clients.
     faults
         Asked at every call.
+    exchange
+        The trading side; without one there are only public endpoints.
     """
 
-    def __init__(self, groups: tuple[Group, ...], clock: Clock, options: BybitOptions, faults: FaultInjector) -> None:
+    def __init__(
+        self,
+        groups: tuple[Group, ...],
+        clock: Clock,
+        options: BybitOptions,
+        faults: FaultInjector,
+        exchange: Exchange | None = None,
+    ) -> None:
+        self.exchange = exchange
         self.clock = clock
         self.options = options
         self.faults = faults
@@ -183,6 +262,8 @@ class BybitApi:
         try:
             self._count_ip()
             self._scripted_refusal(hits, record)
+            if self.exchange is not None and (self.exchange.owns(path) or self.exchange.is_out()):
+                return await self._trade(self.exchange, request)
             call = Call(
                 query,
                 now,
@@ -198,6 +279,20 @@ class BybitApi:
         torn = next((fault for fault in hits if fault.kind in _TORN), None)
         response = self._respond(200, 0, "OK", result, now)
         return response if torn is None else self._torn(torn, response, record)
+
+    async def _trade(self, exchange: Exchange, request: Request) -> Response:
+        address = request.client.host if request.client else ""
+        answer = exchange.handle(
+            request.method,
+            request.url.path,
+            dict(request.headers),
+            request.url.query,
+            await request.body(),
+            address,
+        )
+        if answer.lost:
+            return _Silence(answer.silence_s if answer.lost == "timeout" else 0.0)
+        return Response(answer.body, answer.status, dict(answer.headers))
 
     def _handler(self, method: str, path: str) -> Handler:
         handler = self._handlers.get((method, path))

@@ -26,7 +26,7 @@ FLOW: Final = EXCHANGES["Bybit"] / EXCHANGES["Binance"]
 # How far Bybit's trades may lie from the price that the Coinglass half shows: 5 bp, well below a real basis scare.
 _SPREAD: Final = 5e-4
 # The funding rate is the premium index plus interest while the premium stays within 5 bp of it.
-_INTEREST: Final = 1e-4
+INTEREST: Final = 1e-4
 _OHLC: Final = ("open", "high", "low", "close")
 
 
@@ -119,7 +119,7 @@ class BybitMarket:
         price = self.underlying.bars("price", STEP, first_ts, last_ts, now_ms)
         ts, begin = price.ts, price.ts.astype(np.float64)
         end = np.minimum(begin + STEP.ms, float(now_ms))
-        spread = (self._spread(begin), self._spread(end))
+        spread = (self.spread(begin), self.spread(end))
         trade = {
             "open": price.values["open"] * (1 + spread[0]),
             "high": price.values["high"] * (1 + np.maximum(*spread)),
@@ -131,7 +131,7 @@ class BybitMarket:
             typical = (trade["high"] + trade["low"] + trade["close"]) / 3
             return Candles(ts, {**trade, "volume": turnover / typical, "turnover": turnover})
         funding = self.underlying.bars("funding", STEP, first_ts, last_ts, now_ms).values
-        premium = {name: funding[name] / 100 - _INTEREST for name in _OHLC}
+        premium = {name: funding[name] / 100 - INTEREST for name in _OHLC}
         if kind == "premium":
             return Candles(ts, premium)
         index = {name: trade[name] / (1 + premium["open" if name == "open" else "close"]) for name in _OHLC}
@@ -144,7 +144,8 @@ class BybitMarket:
         index["low"] = np.minimum.reduce([index[name] for name in _OHLC])
         return Candles(ts, index)
 
-    def _spread(self, ms: Floats) -> Floats:
+    def spread(self, ms: Floats) -> Floats:
+        """Return how far Bybit's trades lie from the other half's price at each instant (ms), a fraction."""
         slow, fast = (
             np.sin(2 * math.pi * (ms / (hours * HOUR_MS) + phase))
             for hours, phase in zip((37.0, 1.7), self._phase, strict=True)

@@ -151,6 +151,8 @@ class PublicMarket:
         if asked is not None and asked not in self._markets:
             raise Refusal(PARAMETER_ERROR, "params error: symbol invalid")
         names = sorted(self._markets) if asked is None else [asked]
+        if call.query.get("status", "Trading") != "Trading":
+            names = []
         limit, begin = _limit(call, 500, 1000), 0
         if cursor := call.query.get("cursor"):
             begin = names.index(cursor) if cursor in names else len(names)

@@ -27,14 +27,19 @@ _TIERS: Final = (
 )
 
 
-def _rules(symbol: str) -> tuple[str, str, str, str]:
+def trading_rules(symbol: str) -> tuple[str, str, str, str]:
     """Return quantity step, largest limit and market order, and tick of an instrument."""
     return ("0.001", "1190.000", "500.000", "0.10") if symbol == "BTCUSDT" else ("0.01", "7240.00", "1450.00", "0.01")
 
 
 def instrument(symbol: str, market: BybitMarket) -> Row:
     """Return the specification of an instrument as ``instruments-info`` lists it."""
-    step, most, most_at_market, tick = _rules(symbol)
+    return instrument_row(symbol, market.launch_ms)
+
+
+def instrument_row(symbol: str, launch_ms: int) -> Row:
+    """Return the specification of an instrument that was listed at ``launch_ms`` (UTC)."""
+    step, most, most_at_market, tick = trading_rules(symbol)
     coin = symbol.removesuffix("USDT")
     return {
         "symbol": symbol,
@@ -42,7 +47,7 @@ def instrument(symbol: str, market: BybitMarket) -> Row:
         "status": "Trading",
         "baseCoin": coin,
         "quoteCoin": "USDT",
-        "launchTime": str(market.launch_ms),
+        "launchTime": str(launch_ms),
         "deliveryTime": "0",
         "deliveryFeeRate": "",
         "priceScale": "2",
@@ -114,12 +119,20 @@ def ticker(symbol: str, market: BybitMarket, now_ms: int) -> Row:
     }
 
 
+def book_sizes(seed: int, now_ms: int, depth: int) -> np.ndarray:
+    """Return the coins on the levels of a book, shape ``(2, depth)``: bids and asks, best first.
+
+    A deeper book of the same instant begins with the same levels.
+    """
+    rng = np.random.default_rng([seed, now_ms])
+    return np.round(rng.lognormal(0.0, 1.0, (depth, 2)).T + 0.001, 3)
+
+
 def orderbook(symbol: str, market: BybitMarket, depth: int, now_ms: int) -> Row:
     """Return a book around the last price: one tick wide, ``depth`` levels a side, sizes drawn from seed and time."""
     last = _last(market, "trade", now_ms)
     tick = 10.0**-market.tick
-    rng = np.random.default_rng([market.underlying.seed, now_ms])
-    sizes = np.round(rng.lognormal(0.0, 1.0, (2, depth)) + 0.001, 3)
+    sizes = book_sizes(market.underlying.seed, now_ms, depth)
     bids = [[f"{last - level * tick:.{market.tick}f}", f"{sizes[0, level]:.3f}"] for level in range(depth)]
     asks = [[f"{last + (level + 1) * tick:.{market.tick}f}", f"{sizes[1, level]:.3f}"] for level in range(depth)]
     return {"s": symbol, "b": bids, "a": asks, "ts": now_ms, "u": now_ms // 20, "seq": now_ms // 10, "cts": now_ms - 3}

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from mlbot_core.clock import Clock
 from mlbot_core.emulator.coinglass import CoinglassOptions
+from mlbot_core.emulator.exchange.options import ExchangeOptions
 from mlbot_core.emulator.market import Mode
 from mlbot_core.emulator.server import EmulatorServer
 
@@ -37,8 +38,8 @@ class EmulatorSettings(Protocol):
 
 
 @contextmanager
-def serve(settings: EmulatorSettings, clock: Clock) -> Iterator[str]:
-    """Run an emulator with its default key on a free loopback port; yields its URL.
+def serve(settings: EmulatorSettings, clock: Clock, trading: ExchangeOptions | None = None) -> Iterator[str]:
+    """Run an emulator with its default keys (or those of ``trading``) on a free loopback port; yields its URL.
 
     Servers with the same settings and clock answer alike, so it does not matter which process asks which.
 
@@ -55,6 +56,7 @@ def serve(settings: EmulatorSettings, clock: Clock) -> Iterator[str]:
         mode=settings.mode,
         options=CoinglassOptions(plan=settings.plan),
         clock=clock,
+        trading=trading,
     )
     with server:
         yield server.url

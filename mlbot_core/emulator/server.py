@@ -22,6 +22,11 @@ from mlbot_core.emulator.bybit_api import BybitApi, BybitOptions
 from mlbot_core.emulator.bybit_market import BybitMarket
 from mlbot_core.emulator.bybit_public import PublicMarket
 from mlbot_core.emulator.coinglass import CoinglassApi, CoinglassOptions, create_app
+from mlbot_core.emulator.exchange.control import Control
+from mlbot_core.emulator.exchange.exchange import Exchange
+from mlbot_core.emulator.exchange.options import ExchangeOptions
+from mlbot_core.emulator.exchange.trade_faults import TradeFaultSchedule
+from mlbot_core.emulator.exchange.ws import websocket_routes
 from mlbot_core.emulator.faults import FaultInjector, FaultSchedule
 from mlbot_core.emulator.market import Mode, SyntheticMarket
 from mlbot_core.errors import MlbotError, UsageError
@@ -52,6 +57,11 @@ class EmulatorServer:
         under a clock that stands still the first minute never ends.
     faults
         Schedule to begin with; none by default.
+    trading
+        Keys, fees and behaviour of the trading side; see
+        :class:`mlbot_core.emulator.exchange.exchange.ExchangeOptions`.
+    trade_faults
+        Schedule of the trading side to begin with.
     port
         0 takes a free one.
 
@@ -78,6 +88,8 @@ class EmulatorServer:
         bybit: BybitOptions | None = None,
         clock: Clock | None = None,
         faults: FaultSchedule | None = None,
+        trading: ExchangeOptions | None = None,
+        trade_faults: TradeFaultSchedule | None = None,
         port: int = 0,
     ) -> None:
         if not 0 <= port <= 65_535:
@@ -93,8 +105,11 @@ class EmulatorServer:
         # prices of coins below 10,000 USD are quoted in cents
         ticks = {symbol: 1 if coin.price >= 10_000 else 2 for symbol, coin in process.COINS.items()}
         pairs = {f"{symbol}USDT": BybitMarket(market, ticks[symbol]) for symbol, market in self.markets.items()}
-        groups = (PublicMarket(pairs, self.bybit_options),)
-        self.bybit = BybitApi(groups, self.clock, self.bybit_options, self.faults)
+        public = PublicMarket(pairs, self.bybit_options)
+        self.exchange = Exchange.synthetic(
+            pairs, self.clock, seed=seed, options=trading, public=public, faults=trade_faults
+        )
+        self.bybit = BybitApi((public,), self.clock, self.bybit_options, self.faults, self.exchange)
         self._port = port
         self._socket: socket.socket | None = None
         self._server: uvicorn.Server | None = None
@@ -136,12 +151,12 @@ class EmulatorServer:
             listener.close()
             raise EmulatorError(f"port {self._port} is taken ({error.strerror}); choose another, or 0") from error
         config = uvicorn.Config(
-            create_app(self.api, [*self.bybit.routes(), *self._admin_routes()]),
+            create_app(self.api, [*self.bybit.routes(), *websocket_routes(self.exchange), *self._admin_routes()]),
             log_config=None,
             log_level="critical",  # a cut connection is a fault that was asked for, not news
             access_log=False,
             lifespan="off",
-            ws="none",
+            ws="websockets-sansio",
             timeout_graceful_shutdown=1,
         )
         self._socket = listener
@@ -220,6 +235,7 @@ class EmulatorServer:
             Route("/_emulator/faults", self._faults, methods=["GET", "PUT", "DELETE"]),
             Route("/_emulator/faults/log", self._get_log, methods=["GET"]),
             Route("/_emulator/clock", self._put_clock, methods=["PUT"]),
+            *Control(self.exchange).routes(),
         ]
 
     async def _get_state(self, _request: Request) -> Response:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Final
@@ -11,6 +15,15 @@ import pytest
 
 from mlbot_core.clock import FixedClock, parse_utc_ms
 from mlbot_core.emulator import CoinglassOptions, EmulatorServer, SyntheticMarket
+from mlbot_core.emulator.exchange import (
+    DEFAULT_TRADE_KEY,
+    DEFAULT_TRADE_SECRET,
+    Answer,
+    Exchange,
+    ExchangeOptions,
+    PathFeed,
+    Point,
+)
 
 START = parse_utc_ms("2024-01-01")
 NOW = parse_utc_ms("2024-08-01T10:37:21Z")
@@ -91,3 +104,83 @@ def connect() -> Iterator[Connect]:
             return Client(server, http, clock)
 
         yield make
+
+
+class Trader:
+    """A signing client of an exchange in process: it knows the headers, nothing else."""
+
+    def __init__(self, exchange: Exchange, key: str = DEFAULT_TRADE_KEY, secret: str = DEFAULT_TRADE_SECRET) -> None:
+        self.exchange = exchange
+        self.clock = exchange.clock
+        self.key = key
+        self.secret = secret
+
+    def send(self, method: str, path: str, address: str = "127.0.0.1", window: str = "5000", **params: Any) -> Answer:
+        stamp = str(self.exchange.clock.now_ms())
+        query = urllib.parse.urlencode(params) if method == "GET" else ""
+        body = "" if method == "GET" else json.dumps(params)
+        signature = hmac.new(
+            self.secret.encode(), (stamp + self.key + window + query + body).encode(), hashlib.sha256
+        ).hexdigest()
+        headers = {
+            "X-BAPI-API-KEY": self.key,
+            "X-BAPI-TIMESTAMP": stamp,
+            "X-BAPI-RECV-WINDOW": window,
+            "X-BAPI-SIGN": signature,
+        }
+        return self.exchange.handle(method, path, headers, query, body.encode(), address)
+
+    def get(self, path: str, **params: Any) -> dict[str, Any]:
+        return self.send("GET", path, **params).json()
+
+    def post(self, path: str, **params: Any) -> dict[str, Any]:
+        return self.send("POST", path, **params).json()
+
+    def order(self, side: str, qty: str, price: str | None = None, **more: Any) -> dict[str, Any]:
+        """Create an order: a limit order where there is a price, else a market order."""
+        params = {"category": "linear", "symbol": "BTCUSDT", "side": side, "qty": qty, **more}
+        params |= {"orderType": "Market"} if price is None else {"orderType": "Limit", "price": price}
+        return self.post("/v5/order/create", **params)
+
+    def ok(self, side: str, qty: str, price: str | None = None, **more: Any) -> str:
+        """Create an order that has to be accepted; returns its id."""
+        answer = self.order(side, qty, price, **more)
+        assert answer["retCode"] == 0, answer
+        return answer["result"]["orderId"]
+
+    def row(self, order_id: str) -> dict[str, Any]:
+        (row,) = self.get("/v5/order/realtime", category="linear", orderId=order_id)["result"]["list"]
+        return row
+
+    def open_orders(self) -> list[dict[str, Any]]:
+        return self.get("/v5/order/realtime", category="linear", symbol="BTCUSDT", limit=50)["result"]["list"]
+
+    def position(self) -> dict[str, Any]:
+        (row,) = self.get("/v5/position/list", category="linear", symbol="BTCUSDT")["result"]["list"]
+        return row
+
+    def wallet(self) -> dict[str, Any]:
+        (row,) = self.get("/v5/account/wallet-balance", accountType="UNIFIED")["result"]["list"]
+        return row
+
+    def log(self) -> list[dict[str, Any]]:
+        return self.exchange.truth()["accounts"]["100001"]["transaction_log"]
+
+    def fills(self) -> list[dict[str, Any]]:
+        return self.exchange.truth()["accounts"]["100001"]["executions"]
+
+
+TradeOn = Callable[..., Trader]
+
+
+@pytest.fixture
+def trade_on() -> TradeOn:
+    """Make an exchange over a price path ``[(ts, last[, mark]), ...]`` and hand out a trader on it."""
+
+    def make(*points: tuple[Any, ...], options: ExchangeOptions | None = None, **feed: Any) -> Trader:
+        path = PathFeed([Point(*point) for point in points], **feed)
+        clock = FixedClock(points[0][0])
+        limits = options if options is not None else ExchangeOptions(limits="off")
+        return Trader(Exchange({"BTCUSDT": path}, clock, seed=7, options=limits))
+
+    return make
