@@ -3,16 +3,15 @@
 315,360 five-minute bars (three years, SYNTHETIC: a random walk with volatility clustering) and forecasts that make
 about 8,700 orders. Each side runs in a process of its own: ``cold`` is its first run there, imports left out, compiled
 code taken from the cache on disk; ``warm`` the best of the following ones. vectorbt replays the simulator's own fills
-and knows neither funding nor risk.
+and knows neither funding nor risk; its time is that of ``Portfolio.from_orders`` alone, before it is asked for its
+equity. freqtrade's command line is measured where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
-import math
 import resource
 import subprocess
 import sys
@@ -21,10 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import backtest_freqtrade
 import numpy as np
 
 TF = 300_000
 START = 1_577_836_800_000
+HELD = 19  # bars
 
 
 def market(bars: int) -> dict[str, Any]:
@@ -39,7 +40,10 @@ def market(bars: int) -> dict[str, Any]:
     close = 30_000 * np.exp(np.cumsum(move - move.mean()))
     open_ = np.r_[30_000.0, close[:-1]]
     spread = 1 + 0.0005 * rng.random(bars)
-    lean = np.repeat(rng.choice([-1.0, 0.0, 1.0], bars // 24 + 1), 24)[:bars] * rng.uniform(0.6, 1.0, bars)
+    # forecasts that stay for a while: on either side, or too weak to enter, which closes what is on the other
+    side = rng.choice([-1.0, 1.0], bars // HELD + 1)
+    strong = rng.random(bars // HELD + 1) < 0.6
+    lean = np.repeat(side * np.where(strong, 1.0, 0.05), HELD)[:bars] * rng.uniform(0.6, 1.0, bars)
     settlements = np.arange(START, START + TF * bars, 8 * 3_600_000, dtype=np.int64)
     return {
         "ts": START + TF * np.arange(bars, dtype=np.int64),
@@ -48,9 +52,7 @@ def market(bars: int) -> dict[str, Any]:
         "low": np.minimum(open_, close) / spread,
         "close": close,
         "volume": rng.uniform(50, 500, bars),
-        "p_up": 0.35 + 0.25 * lean,
-        "p_down": 0.35 - 0.25 * lean,
-        "width": np.full(bars, 0.01),
+        "edge": 0.005 * lean,
         "funding_ts": settlements,
         "funding_rate": rng.normal(1e-4, 1e-4, len(settlements)),
     }
@@ -85,7 +87,7 @@ def parameters() -> Any:
 def runner(data: dict[str, Any]) -> Callable[[Any], Any]:
     from mlbot_core.backtest.simulator import Forecasts, simulate
 
-    said = Forecasts(data["p_down"], data["p_up"], data["width"])
+    said = Forecasts(data["edge"])
 
     def run(params: Any) -> Any:
         return simulate(
@@ -117,15 +119,28 @@ def child(side: str, bars: int, sets: int) -> dict[str, float]:
     out: dict[str, float] = {}
     if side == "ours":
         cold, warm, result = timed(lambda: run(parameters()), 5)
-        out = {"cold_seconds": cold, "warm_seconds": warm, "orders": float(len(result.fills))}
+        resting = dataclasses.replace(parameters(), maker_bars=3, maker_fee=0.0002, latency_bars=1)
+        _, maker, rested = timed(lambda: run(resting), 3)
+        out = {
+            "cold_seconds": cold,
+            "warm_seconds": warm,
+            "orders": float(len(result.fills)),
+            "maker_warm_seconds": maker,
+            "maker_fills": float(rested.fills["maker"].sum()),
+        }
     elif side == "vectorbt":
-        from mlbot_core.backtest.portfolio import vectorbt_view
+        import vectorbt  # noqa: F401 - imports are left out of every time
+
+        from mlbot_core.backtest.portfolio import vectorbt_portfolio, vectorbt_view
 
         result = run(parameters())
-        cold, warm, view = timed(lambda: vectorbt_view(result, data["close"]), 2)
+        cold, warm, _ = timed(lambda: vectorbt_portfolio(result, data["close"]), 3)
+        began = time.perf_counter()
+        view = vectorbt_view(result, data["close"])
         out = {
             "vectorbt_cold_seconds": cold,
             "vectorbt_warm_seconds": warm,
+            "vectorbt_check_seconds": time.perf_counter() - began,
             "vectorbt_disagreement": float(view.disagreement),
         }
     elif side == "sweep":
@@ -168,9 +183,8 @@ def main() -> None:
         if side != "warm-up":
             result |= json.loads(done.stdout.splitlines()[-1])
     result["vectorbt_over_ours_warm"] = result["vectorbt_warm_seconds"] / result["warm_seconds"]
-    if importlib.util.find_spec("freqtrade") is None:
-        result["freqtrade_seconds"] = math.nan
-    print(f"{bars:,} bars, {result['orders']:.0f} fills (SYNTHETIC market)")
+    result["freqtrade_seconds"], said = backtest_freqtrade.measure(market(bars))
+    print(f"{bars:,} bars, {result['orders']:.0f} orders (SYNTHETIC market)")
     print(f"{'':28}{'cold s':>10}{'warm s':>10}{'peak MiB':>10}")
     for title, side in (("mlbot, all costs and risk", ""), ("vectorbt from_orders", "vectorbt_")):
         cold, warm, peak = (result[f"{side}{name}"] for name in ("cold_seconds", "warm_seconds", "peak_mib"))
@@ -181,8 +195,14 @@ def main() -> None:
     )
     print(
         f"vectorbt takes {result['vectorbt_over_ours_warm']:.1f} times as long; equity differs by at most "
-        f"{result['vectorbt_disagreement']:.1e} of NAV, funding taken off"
+        f"{result['vectorbt_disagreement']:.1e} of NAV, funding taken off (from_orders, equity and statistics: "
+        f"{result['vectorbt_check_seconds']:.1f} s)"
     )
+    print(
+        f"with limit orders and a bar of latency: {result['maker_warm_seconds']:.3f} s warm, "
+        f"{result['maker_fills']:.0f} fills by limit"
+    )
+    print(said)
     if options.json:
         print(json.dumps({name: None if value != value else value for name, value in result.items()}))
 

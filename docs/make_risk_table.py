@@ -37,7 +37,7 @@ BAR = 2 * HOUR_MS
 NOON = 20_000 * DAY_MS + 12 * HOUR_MS
 NAV, PRICE = 10_000.0, 50_000.0
 STRONG = 0.05
-FORECASTS = {"up": Forecast(0.0, 1.0, STRONG, 1.0, 0), "down": Forecast(1.0, 0.0, STRONG, 1.0, 0)}
+FORECASTS = {"up": Forecast(STRONG, 1.0, 0), "down": Forecast(-STRONG, 1.0, 0)}
 
 
 @dataclass(frozen=True)

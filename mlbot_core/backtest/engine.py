@@ -7,13 +7,18 @@ Inside one bar, from its open to its close
 2. Settlements and the pending order happen at their own times, at the price of a Brownian bridge between open and
    close at that moment (its expected value; at the close, the close). An order takes at most its share of the bar's
    volume; what is left waits for the next recorded bar.
+   A limit order (``maker_bars``) rests from that time on, at the decision's price or at the market where that is
+   better, never crossing. It is filled only where a price goes beyond it by a tick: by the close in the bar in which it
+   arrives, as nothing else is certainly after it; by the bar's extreme afterwards. What is left when its bars are over
+   is taken.
 3. Then the bar's adverse extreme is visited (before the order, where its delay is more than half a bar). Of stop, risk
    limit and liquidation the nearest level is hit first, at its price, worsened by slippage. This is the worst order
-   that the bar allows: the extreme comes after the entry, and of the settlements after the entry a position that was
-   closed so pays what it owes and receives nothing. The exit is stamped one millisecond before the close.
+   that the bar allows: the extreme comes after the entry (and before a limit order that leaves, and after it once
+   more), and of the settlements after the entry a position that was closed so pays what it owes and receives nothing.
+   The exit is stamped one millisecond before the close.
 4. At the close the account is marked, and the decision function is called as of the decision time. What it wants is
-   sent then and filled in the next recorded bar. Where it wants nothing new, an unfinished order goes on only as far
-   as it would still be allowed.
+   sent then and filled in the next recorded bar, or ``latency`` recorded bars later. Where it wants nothing new, an
+   unfinished order goes on only as far as it would still be allowed.
 """
 
 from __future__ import annotations
@@ -40,15 +45,18 @@ from mlbot_core.backtest.orders import (
     maintenance,
     nearest_level,
     on_lot,
+    passive_price,
     same_size,
     settled_at,
     still_working,
+    traded_through,
 )
 from mlbot_core.backtest.records import (
     BAR_ROWS,
     FILL_COLUMNS,
     GROSS,
     LEVEL,
+    MAKER,
     NAV,
     NAV_LOW,
     POSITION,
@@ -60,6 +68,7 @@ from mlbot_core.decision.risk import breach_price, floor_nav, level_of, risk_che
 from mlbot_core.decision.state import (
     FLAT_TODAY,
     HOLD,
+    NORMAL,
     OBSERVED,
     REBALANCE,
     TARGET,
@@ -75,9 +84,11 @@ from mlbot_core.decision.step import follow, step
 OPEN, HIGH, LOW, CLOSE = range(4)
 
 # What is done inside a bar, and in which order.
-_PAY_BEFORE, _FILL, _EXTREME, _PAY_AFTER = range(4)
-_FILL_EARLY: Final = (_PAY_BEFORE, _FILL, _EXTREME, _PAY_AFTER)
-_FILL_LATE: Final = (_EXTREME, _PAY_BEFORE, _FILL, _PAY_AFTER)
+_PAY_BEFORE, _FILL, _EXTREME, _PAY_AFTER, _NOTHING = range(5)
+_FILL_EARLY: Final = (_PAY_BEFORE, _FILL, _EXTREME, _PAY_AFTER, _NOTHING)
+_FILL_LATE: Final = (_EXTREME, _PAY_BEFORE, _FILL, _PAY_AFTER, _NOTHING)
+_FILL_LAST: Final = (_EXTREME, _PAY_AFTER, _FILL, _NOTHING, _NOTHING)
+_LEAVE: Final = (_PAY_BEFORE, _EXTREME, _FILL, _EXTREME, _PAY_AFTER)
 
 
 @njit(cache=True)
@@ -89,6 +100,12 @@ def _reason(decision: Decision) -> int:
     if decision.action == TRIM:
         return R_TRIM
     return R_RISK
+
+
+@njit(cache=True)
+def _on_its_way(transit: Any, target: float) -> bool:
+    """Return whether an order on its way asks for this fraction of NAV already."""
+    return bool(np.any((transit[:, 0] != 0.0) & (transit[:, 4] == target)))
 
 
 @njit(cache=True, nogil=True)
@@ -120,7 +137,7 @@ def run(
     volume
         float64[n], coins; NaN unknown.
     targets, forecasts
-        float64[n] wanted fractions of NAV, or float64[5, n] p_down, p_up, width, multiplier, age in ms: the one that
+        float64[n] wanted fractions of NAV, or float64[3, n] edge, multiplier, age in ms: the one that
         is not used has length zero.
     flags, flows
         int64[n] causes that others found at each decision; float64[n] deposits less withdrawals at each open, USD.
@@ -144,6 +161,11 @@ def run(
     cash, held, entry = nav0, 0.0, math.nan
     last = last_mark = math.nan
     pending, goal, decided_nav = 0, 0.0, nav0
+    # a limit order: the price it was asked for, where it rests, and how many bars are left to it
+    asked, limit, rests = math.nan, math.nan, 0
+    # orders on their way: reason, goal, NAV, price, fraction of NAV
+    transit = np.zeros((rules.latency + 1, 5))
+    sent = 0
     stopped = 0
     flow = 0.0
     event = 0
@@ -199,14 +221,22 @@ def run(
                     cash += held * price - fee
                     stopped = int(math.copysign(1.0, held)) if reason == R_STOP else stopped
                     held = 0.0
-                    pending = 0
+                    flattened = True
                 if flattened:
                     pending = 0
+                    transit[:, 0] = 0.0
 
         fill_at = opened + rules.delay
-        for act in range(4):
-            # the extreme falls on whichever position is held for the longer part of the bar
-            doing = _FILL_EARLY[act] if 2 * rules.delay <= rules.length else _FILL_LATE[act]
+        # the extreme falls on whichever position is held for the longer part of the bar
+        plan = _FILL_EARLY if 2 * rules.delay <= rules.length else _FILL_LATE
+        arriving = rests > 0 and math.isnan(limit)
+        if present and pending != 0 and rests > 0:
+            adds = (goal - held) * (held if held != 0.0 else goal) > 0.0
+            plan = _FILL_LAST if arriving else (_FILL_EARLY if adds else _LEAVE)
+            # what rests already is filled inside the bar, wherever that is
+            fill_at = fill_at if arriving else min(fill_at, closed - 1)
+        for act in range(5):
+            doing = plan[act]
             if died:
                 break
             if doing in (_PAY_BEFORE, _PAY_AFTER):
@@ -223,9 +253,24 @@ def run(
                     event += 1
             elif doing == _FILL and present and pending != 0:
                 mid = bridge(open_, close, rules.delay, rules.length)
+                when, maker = fill_at, 0.0
                 amount = 0.0 if same_size(goal, held) else at_most(goal - held, volume[i], rules)
+                if rests > 0:
+                    rests -= 1
+                    buys = goal > held
+                    seen_price = prices[LOW if buys else HIGH, i]
+                    if arriving:
+                        limit = passive_price(buys, asked, mid, rules.tick)
+                        when, seen_price = closed, close
+                    seen_price = close if math.isnan(seen_price) else seen_price
+                    if traded_through(buys, limit, seen_price, rules.tick):
+                        mid, maker = limit, 1.0
+                    else:
+                        amount = 0.0
                 if amount != 0.0:
                     price, fee, lost = executed(amount, mid, volume[i], rules)
+                    if maker != 0.0:
+                        price, fee, lost = mid, abs(amount) * mid * rules.maker_fee, 0.0
                     if held != 0.0:
                         bars[GROSS, i] += held * (mid - reference)
                     reference = mid
@@ -234,7 +279,8 @@ def run(
                     # the whole order ends exactly where it was meant to, without a rounding error
                     held = goal if amount == goal - held else held + amount
                     write_fill(fills[n_fills], bars, i, amount, price, mid, fee, lost, pending, decided_nav, held)
-                    fill_ts[n_fills] = fill_at
+                    fills[n_fills, MAKER] = maker
+                    fill_ts[n_fills] = when
                     n_fills += 1
                 if same_size(held, goal):
                     pending = 0
@@ -283,6 +329,7 @@ def run(
                     held = 0.0
                     worst = min(worst, cash)
                     pending = 0
+                    transit[:, 0] = 0.0
                     before = state.causes
                     seen_nav = cash
                     if reason == R_RISK:
@@ -327,20 +374,33 @@ def run(
         if streamed:
             state, decision = follow(state, seen, targets[i], limits)
         else:
-            age = int(forecasts[4, i])
-            said = Forecast(forecasts[0, i], forecasts[1, i], forecasts[2, i], forecasts[3, i], age)
+            age = int(forecasts[2, i])
+            said = Forecast(forecasts[0, i], forecasts[1, i], age)
             state, decision = step(state, seen, said, limits, rules.cost_round_trip)
         n_changes += write_change(changes[n_changes], seen.ts, i, before, state.causes)
         bars[LEVEL, i] = decision.level
-        if decision.action != HOLD:
-            pending = _reason(decision)
-            goal = on_lot(decision.target * marked / marks[CLOSE, i], rules.lot)
-            decided_nav = marked
+        slot = sent % (rules.latency + 1)
+        again = rules.latency > 0 and decision.action == TARGET and _on_its_way(transit, decision.target)
+        aim = on_lot(decision.target * marked / marks[CLOSE, i], rules.lot)
+        transit[slot, 0] = 0.0 if decision.action == HOLD or again else _reason(decision)
+        transit[slot, 1], transit[slot, 2], transit[slot, 3], transit[slot, 4] = aim, marked, close, decision.target
+        sent += 1
+        slot = sent % (rules.latency + 1)
+        if transit[slot, 0] != 0.0:
+            new = transit[slot, 1]
+            if rules.latency > 0 and decision.level != NORMAL:
+                # what was sent before the level rose may no longer add to the position
+                new = still_working(new, held, aim, 0)
+            # wanted again in the same direction, an order keeps its place, its price and what is left of its bars
+            if pending == 0 or (new - held) * (goal - held) <= 0.0:
+                limit, asked, rests = math.nan, transit[slot, 3], rules.maker_bars
+            pending, goal, decided_nav = int(transit[slot, 0]), new, transit[slot, 2]
+            rests = 0 if pending == R_RISK else rests
             if same_size(goal, held) or (goal != 0.0 and abs(goal - held) * close < rules.min_notional):
                 pending = 0
+            transit[slot, 0] = 0.0
         elif pending != 0:
-            bound = on_lot(decision.target * marked / marks[CLOSE, i], rules.lot)
-            goal = still_working(goal, held, bound, decision.keep_entries)
+            goal = still_working(goal, held, aim, decision.keep_entries)
             pending = 0 if same_size(goal, held) else pending
     return (
         bars,

@@ -28,13 +28,15 @@ class Rules(NamedTuple):
     """How orders are filled; fractions and coins, see :class:`mlbot_core.backtest.simulator.SimulationParams`.
 
     ``impact`` x sqrt(coins / volume of the bar) is added to ``slippage``: the square-root law of market impact
-    (Almgren, Thum, Hauptmann, Li 2005, Direct estimation of equity market impact).
+    (Almgren, Thum, Hauptmann, Li 2005, Direct estimation of equity market impact). ``latency`` and ``maker_bars`` are
+    numbers of bars.
     """
 
     length: int
     delay: int
     settle: int
     fee: float
+    maker_fee: float
     slippage: float
     impact: float
     participation: float
@@ -43,6 +45,8 @@ class Rules(NamedTuple):
     min_notional: float
     stop_distance: float
     cost_round_trip: float
+    latency: int
+    maker_bars: int
 
 
 @njit(cache=True)
@@ -127,6 +131,25 @@ def executed(amount: float, mid: float, volume: float, rules: Rules) -> tuple[fl
     size = abs(amount)
     price = on_tick(mid * (1.0 + side * slip_of(size, volume, rules)), side, rules.tick)
     return price, size * price * rules.fee, size * abs(price - mid)
+
+
+@njit(cache=True)
+def passive_price(buys: bool, asked: float, market: float, tick: float) -> float:
+    """Return where a limit order rests that may not cross: at the price asked for, or at the market if that is better.
+
+    On the grid of ticks, rounded away from the market.
+    """
+    return on_tick(min(asked, market), -1.0, tick) if buys else on_tick(max(asked, market), 1.0, tick)
+
+
+@njit(cache=True)
+def traded_through(buys: bool, limit: float, price: float, tick: float) -> bool:
+    """Return whether a price lies beyond a limit by at least a tick: only then is the whole queue before it done.
+
+    A price at the limit itself may have filled others only. Without a grid of ticks any price beyond it will do.
+    """
+    beyond = limit - price if buys else price - limit
+    return beyond > 0.0 and beyond >= tick * (1.0 - 1e-6)
 
 
 @njit(cache=True)

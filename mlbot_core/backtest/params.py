@@ -13,6 +13,7 @@ from mlbot_core.timeframe import MINUTE_MS
 
 DAY_GRACE_MS: Final = 5 * MINUTE_MS
 NO_AGE: Final = 2**62
+MOST_BARS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class SimulationParams:
         Protective stop, fraction of the average entry price; infinite for none.
     maintenance
         Tiers of the maintenance margin: (largest position value in USD, rate, deduction in USD), ascending.
+    latency_bars
+        Whole recorded bars on top of ``delay_ms`` that an order is on its way.
+    maker_bars
+        For how many recorded bars, its first one included, a decided order rests as a limit order at the decision's
+        price before the rest of it is taken; 0 (the default) takes at once. Stops and limits always take.
+    maker_fee
+        Of what a limit order filled, fraction of its value; negative for a rebate. It has no slippage.
 
     Raises
     ------
@@ -81,6 +89,9 @@ class SimulationParams:
     min_notional: float = 0.0
     stop_distance: float = math.inf
     maintenance: tuple[tuple[float, float, float], ...] = ()
+    latency_bars: int = 0
+    maker_bars: int = 0
+    maker_fee: float = 0.0
 
     def __post_init__(self) -> None:
         if self.timeframe_ms <= 0:
@@ -99,6 +110,12 @@ class SimulationParams:
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise UsageError(f"{name} is {value}; it is a fraction per side in [0, 1)")
+        if not -1.0 < self.maker_fee < 1.0:
+            raise UsageError(f"maker_fee is {self.maker_fee}; it is a fraction in (-1, 1), negative for a rebate")
+        for name in ("latency_bars", "maker_bars"):
+            bars = getattr(self, name)
+            if not 0 <= bars <= MOST_BARS:
+                raise UsageError(f"{name} is {bars}; it is a number of bars between 0 and {MOST_BARS}")
         if not (0 < self.initial_nav < math.inf):
             raise UsageError(f"initial_nav is {self.initial_nav}; it must be a positive amount of USD")
         if not self.cap > 0 or not self.trim_ratio >= 1 or not self.rebalance_band >= 0:
@@ -141,6 +158,7 @@ class SimulationParams:
             self.delay_ms,
             self.settle_ms,
             self.fee,
+            self.maker_fee,
             self.slippage,
             self.impact,
             self.participation,
@@ -149,4 +167,6 @@ class SimulationParams:
             self.min_notional,
             self.stop_distance,
             self.cost_round_trip,
+            int(self.latency_bars),
+            int(self.maker_bars),
         )

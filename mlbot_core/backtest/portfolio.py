@@ -67,9 +67,7 @@ def vectorbt_view(simulation: Simulation, close: FloatArray) -> VectorbtView:
     n = simulation.bankrupt_bar if simulation.bankrupt_bar is not None else len(simulation.ts)
     if n == 0 or not np.isfinite(close[:n]).any():
         return VectorbtView(simulation.nav[:n].copy(), 0.0, _no_trades())
-    fills = simulation.fills
-    fills = fills[(fills["reason"] != REASONS[BANKRUPT]) & (fills["bar"] < n)]
-    portfolio, credit = _portfolio(simulation, np.asarray(close[:n], dtype=np.float64), fills)
+    portfolio, credit, fills = vectorbt_portfolio(simulation, close)
     bar = _rows(fills, n)[1]
     # a bar's equity is that of its last row
     equity = np.asarray(portfolio.value(), dtype=np.float64)[np.append(bar[1:] != bar[:-1], True)] - credit
@@ -104,12 +102,32 @@ def require_agreement(view: VectorbtView) -> None:
         )
 
 
-def _portfolio(simulation: Simulation, close: FloatArray, fills: pd.DataFrame) -> tuple[Any, float]:
+def vectorbt_portfolio(simulation: Simulation, close: FloatArray) -> tuple[Any, float, pd.DataFrame]:
+    """Return the ``vectorbt.Portfolio`` of a simulation's fills, for vectorbt's own statistics and plots.
+
+    Parameters
+    ----------
+    simulation
+        With a bar before any bankruptcy.
+    close
+        float64[n], the closes it ran on; NaN = missing.
+
+    Returns
+    -------
+    tuple
+        The portfolio, the credit in its cash (USD; see this module's description), and the fills in it.
+    """
     import vectorbt as vbt
 
+    n = simulation.bankrupt_bar if simulation.bankrupt_bar is not None else len(simulation.ts)
+    fills = simulation.fills
+    fills = fills[(fills["reason"] != REASONS[BANKRUPT]) & (fills["bar"] < n)]
+    close = np.asarray(close[:n], dtype=np.float64)
     rows, bar, within = _rows(fills, len(close))
     size = np.full(len(bar), np.nan)
     price = np.full(len(bar), np.nan)
+    fees = np.zeros(len(bar))
+    fees[rows] = np.where(fills["maker"], simulation.params.maker_fee, simulation.params.fee)
     signed = fills["side"].to_numpy() * fills["btc"].to_numpy()
     size[rows] = signed
     price[rows] = fills["price"].to_numpy()
@@ -125,7 +143,7 @@ def _portfolio(simulation: Simulation, close: FloatArray, fills: pd.DataFrame) -
         size_type="amount",
         direction="both",
         price=price,
-        fees=simulation.params.fee,
+        fees=fees,
         fixed_fees=0.0,
         slippage=0.0,
         min_size=0.0,
@@ -135,7 +153,7 @@ def _portfolio(simulation: Simulation, close: FloatArray, fills: pd.DataFrame) -
         init_cash=start + credit,
         freq=pd.Timedelta(simulation.params.timeframe_ms, unit="ms"),
     )
-    return portfolio, credit
+    return portfolio, credit, fills
 
 
 def _rows(fills: pd.DataFrame, n: int) -> tuple[IntArray, IntArray, IntArray]:

@@ -9,8 +9,9 @@ from numba import njit
 # Rows of the array of bars.
 NAV, NAV_LOW, POSITION, GROSS, FEES, SLIPPAGE, FUNDING, LEVEL = range(8)
 BAR_ROWS: Final = 8
-# Columns of a fill: bar, side, coins, price, mid, fee, slippage, reason, NAV at the decision, position after.
-FILL_COLUMNS: Final = 10
+# Columns of a fill: bar, side, coins, price, mid, fee, slippage, reason, NAV at the decision, position after, maker.
+FILL_COLUMNS: Final = 11
+MAKER: Final = 10
 
 
 @njit(cache=True)
@@ -38,6 +39,7 @@ def write_fill(
     row[7] = reason
     row[8] = nav
     row[9] = after
+    row[MAKER] = 0.0
     bars[FEES, bar] += fee
     bars[SLIPPAGE, bar] += lost
 

@@ -4,7 +4,8 @@ The loop is :func:`mlbot_core.backtest.engine.run`; its description says what ha
 same decision function as paper and live trading.
 
 * A decision is made at the bar's close plus the settle delay, and its order is filled ``delay_ms`` after the close in
-  the next recorded bar, so nothing is filled before it was decided; slippage and ticks worsen the price.
+  the next recorded bar (``latency_bars`` bars later), so nothing is filled before it was decided; slippage and ticks
+  worsen the price. With ``maker_bars`` it rests as a limit order first, at the maker's fee and without slippage.
 * A settlement at ``s`` belongs to the bar with ``open < s <= close``; whoever holds the position at that instant pays,
   on the mark price (inside a bar on the bridge between its open and close).
 * A bar with NaN open or close, or absent altogether, is missing: nothing is decided or filled in it, the position is
@@ -50,47 +51,38 @@ class Forecasts:
 
     Parameters
     ----------
-    p_down, p_up
-        float64[n], probabilities; NaN = no forecast.
-    width
-        float64[n], distance of the barriers, log return.
+    edge
+        float64[n], expected log return of a long position, before costs; NaN = no forecast.
     multiplier
         float64[n], share of the cap to use; ones by default.
     age_ms
         float64[n], age of each forecast at its decision; zeros by default. NaN is unknown, and older than any limit.
     """
 
-    p_down: npt.ArrayLike
-    p_up: npt.ArrayLike
-    width: npt.ArrayLike
+    edge: npt.ArrayLike
     multiplier: npt.ArrayLike | None = None
     age_ms: npt.ArrayLike | None = None
 
     def matrix(self, n: int) -> FloatArray:
-        """Return float64[5, n] as the loop reads it.
+        """Return float64[3, n] as the loop reads it.
 
         Raises
         ------
         UsageError
-            If a column has another length, a probability lies outside [0, 1] or a width is negative.
+            If a column has another length, or a multiplier or age is negative.
         """
-        columns = {
-            "p_down": self.p_down,
-            "p_up": self.p_up,
-            "width": self.width,
-            "multiplier": np.ones(n) if self.multiplier is None else self.multiplier,
-            "age_ms": np.zeros(n) if self.age_ms is None else self.age_ms,
-        }
+        columns = (("edge", self.edge, math.nan), ("multiplier", self.multiplier, 1.0), ("age_ms", self.age_ms, 0.0))
         out = np.empty((len(columns), n))
-        for row, (name, values) in enumerate(columns.items()):
+        for row, (name, values, default) in enumerate(columns):
+            if values is None:
+                out[row] = default
+                continue
             data = np.asarray(values, dtype=np.float64)
             if data.shape != (n,):
                 raise UsageError(f"forecasts have {data.shape} values of {name} for {n} bars")
-            high = 1.0 if name.startswith("p_") else math.inf
-            bad = (data < 0.0) | (data > high)
-            if bad.any():
-                at = int(np.argmax(bad))
-                raise UsageError(f"{name}[{at}] is {data[at]}; it must lie in [0, {high:g}]")
+            if name != "edge" and (data < 0.0).any():
+                at = int(np.argmax(data < 0.0))
+                raise UsageError(f"{name}[{at}] is {data[at]}; it must not be negative")
             # the loop reads whole milliseconds; an unknown or infinite one must not turn into a small number there
             out[row] = np.fmin(np.where(np.isnan(data), NO_AGE, data), NO_AGE) if name == "age_ms" else data
         return out
@@ -114,7 +106,7 @@ class Simulation:
         One row a fill: ``ts`` (when, UTC ms), ``bar`` (row of the bar), ``side`` (+1, -1), ``btc``, ``price`` (USD,
         slippage included), ``mid`` (USD, before slippage), ``fee``, ``slippage`` (USD), ``reason`` (target, drift,
         trim, stop, risk, bankrupt), ``nav`` (USD, at the decision or when the level was hit; 0 for bankrupt),
-        ``position`` (BTC, signed, after the fill).
+        ``position`` (BTC, signed, after the fill), ``maker`` (whether a resting limit order was filled).
     payments
         One row a settlement with a position: ``ts``, ``btc``, ``price``, ``rate``, ``payment`` (USD, positive = paid).
     bankrupt_bar
@@ -169,6 +161,7 @@ def simulate(
     mark: tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike] | None = None,
     flags: npt.ArrayLike | None = None,
     flows: npt.ArrayLike | None = None,
+    state: RiskState | None = None,
 ) -> Simulation:
     """Trade forecasts, or a stream of target positions, over bars.
 
@@ -193,6 +186,9 @@ def simulate(
         int64[n], causes that others found at each decision (:mod:`mlbot_core.decision.state`).
     flows
         float64[n], deposits less withdrawals at each bar's open, USD.
+    state
+        Of the risk machine before the first bar, as a restart or a person who re-armed it left it; by default that of
+        an account that was never marked. The account starts without a position.
 
     Raises
     ------
@@ -210,7 +206,7 @@ def simulate(
     volumes = _column(volume, n, math.nan, np.float64, "volume")
     found_by_others = _column(flags, n, 0, np.int64, "flags")
     moved = _column(flows, n, 0.0, np.float64, "flows")
-    wanted, said = np.empty(0), np.empty((5, 0))
+    wanted, said = np.empty(0), np.empty((3, 0))
     if isinstance(decided, Forecasts):
         said = decided.matrix(n)
         if not math.isfinite(params.cap):
@@ -235,7 +231,7 @@ def simulate(
         rates,
         np.array(params.maintenance, dtype=np.float64).reshape(-1, 3),
         float(params.initial_nav),
-        initial_state(),
+        initial_state() if state is None else state,
         params.limits(),
         params.rules(),
     )
@@ -277,6 +273,7 @@ def _simulation(
                 "reason": pd.Series([REASONS[int(code)] for code in fills[:, 7]], dtype="str"),
                 "nav": fills[:, 8],
                 "position": fills[:, 9],
+                "maker": fills[:, records.MAKER] != 0.0,
             }
         ),
         payments=pd.DataFrame(

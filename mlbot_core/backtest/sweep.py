@@ -20,7 +20,18 @@ from mlbot_core.validation.significance import sharpe_ratio
 
 FloatArray = npt.NDArray[np.float64]
 
-VARIED = ("cost_round_trip", "cap", "fee", "slippage", "stop_distance", "rebalance_band", "delay_ms", "participation")
+VARIED = (
+    "cost_round_trip",
+    "cap",
+    "fee",
+    "slippage",
+    "stop_distance",
+    "rebalance_band",
+    "delay_ms",
+    "participation",
+    "latency_bars",
+    "maker_bars",
+)
 
 
 def sweep(
@@ -52,17 +63,17 @@ def sweep(
 
 def _row(params: SimulationParams, simulation: Simulation) -> dict[str, float]:
     start = params.initial_nav
-    daily = daily_returns(simulation.ts, simulation.nav, start)
+    daily = daily_returns(simulation.ts, simulation.nav, start, simulation.flows)
     returns = daily["ret"].to_numpy()
-    end = float(simulation.nav[-1]) if len(simulation.nav) else start
-    fall = max_drawdown(daily["nav"].to_numpy(), start).depth
-    growth = annual_growth(start, end, len(daily))
+    end = float(daily["growth"].iloc[-1]) if len(daily) else 1.0
+    fall = max_drawdown(daily["growth"].to_numpy(), 1.0).depth
+    growth = annual_growth(1.0, end, len(daily))
     sized = simulation.fills[simulation.fills["nav"] > 0]
     traded = float((sized["btc"] * sized["mid"] / sized["nav"]).sum())
     moved = len(returns) > 1 and bool(np.any(returns != returns[0]))
     return {
         **{name: float(getattr(params, name)) for name in VARIED},
-        "net_return": end / start - 1.0,
+        "net_return": end - 1.0,
         "sharpe": sharpe_ratio(returns) if moved else math.nan,
         "max_drawdown": fall,
         "mar": growth / fall if fall > 0 else math.nan,

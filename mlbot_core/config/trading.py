@@ -81,6 +81,10 @@ class FeesConfig(Frozen):
         Slippage on top of an order as large as the volume of a two-hour bar; it grows with the root of the share.
     participation
         Largest share of a bar's volume that one order takes in that bar; None for no bound.
+    maker_bars
+        For how many bars a decided order rests as a limit order before the rest of it is taken; 0 takes at once.
+    latency_bars
+        Whole bars that an order is on its way, on top of its delay in seconds.
     instruments
         Rules by symbol.
     """
@@ -92,6 +96,8 @@ class FeesConfig(Frozen):
     slippage_bp: float = Field(ge=0, lt=1_000)
     impact_bp: float = Field(default=0.0, ge=0, lt=5_000)
     participation: float | None = Field(default=None, gt=0, le=1)
+    maker_bars: int = Field(default=0, ge=0, le=1_000)
+    latency_bars: int = Field(default=0, ge=0, le=1_000)
     instruments: dict[str, InstrumentConfig] = Field(default_factory=dict)
 
     @model_validator(mode="before")

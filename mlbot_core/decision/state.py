@@ -182,19 +182,16 @@ class Forecast(NamedTuple):
 
     Parameters
     ----------
-    p_down, p_up
-        Probabilities; NaN where there is no forecast.
-    width
-        Distance of the barriers, log return.
+    edge
+        Expected log return of a long position over the forecast's horizon, before costs; NaN where there is no
+        forecast.
     multiplier
         Share of the cap to use, 0 to 1 (volatility targeting, bandit); 1 for all of it.
     age_ms
         How old the forecast is, from the close of its bar to the decision.
     """
 
-    p_down: float
-    p_up: float
-    width: float
+    edge: float
     multiplier: float
     age_ms: int
 

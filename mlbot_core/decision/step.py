@@ -60,13 +60,13 @@ def step(
     flags = seen.flags | (DATA_STALE if forecast.age_ms > limits.max_forecast_age_ms else 0)
     seen = Observation(seen.ts, seen.bar_ts, seen.mark, seen.nav, seen.position, seen.flow, flags, seen.stopped)
     held_side = 1 if seen.position > 0.0 else (-1 if seen.position < 0.0 else 0)
-    side = next_side(held_side, forecast.p_down, forecast.p_up, forecast.width, cost_round_trip)
+    side = next_side(held_side, forecast.edge, cost_round_trip)
     stopped_side = seen.stopped if seen.stopped != 0 else state.stopped_side
     if stopped_side != 0:
         # a stop is not argued with: the side stays barred until a forecast has left it, which a missing one has not
         if side == stopped_side:
             side = 0
-        elif math.isfinite((forecast.p_up - forecast.p_down) * forecast.width):
+        elif math.isfinite(forecast.edge):
             stopped_side = 0
     multiplier = min(max(forecast.multiplier, 0.0), 1.0) if math.isfinite(forecast.multiplier) else 0.0
     return _bounded(state, seen, side * limits.max_position * multiplier, stopped_side, limits)

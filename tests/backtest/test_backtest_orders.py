@@ -21,7 +21,7 @@ from mlbot_core.timeframe import DAY_MS, HOUR_MS
 TF = 2 * HOUR_MS
 START = 1_704_067_200_000  # 2024-01-01, midnight UTC
 A_DAY = DAY_MS // TF
-UP, DOWN, WEAK_UP, WEAK_DOWN, NONE = (0.1, 0.6), (0.6, 0.1), (0.30, 0.31), (0.31, 0.30), (math.nan, math.nan)
+UP, DOWN, WEAK_UP, WEAK_DOWN, NONE = 0.005, -0.005, 0.0001, -0.0001, math.nan
 Bar = tuple[float, float, float, float]
 
 
@@ -29,9 +29,8 @@ def flat(price: float, n: int = 1) -> list[Bar]:
     return [(price, price, price, price)] * n
 
 
-def said(*pairs: tuple[float, float], **more: Any) -> Forecasts:
-    down, up = zip(*pairs, strict=True)
-    return Forecasts(down, up, [0.01] * len(pairs), **more)
+def said(*edges: float, **more: Any) -> Forecasts:
+    return Forecasts(edges, **more)
 
 
 def account(

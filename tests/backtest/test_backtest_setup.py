@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -62,3 +63,26 @@ def test_a_symbol_without_rules_is_refused_and_no_rules_at_all_are_none() -> Non
     risk = RiskConfig(max_position=0.1, daily_loss_limit=0.03, max_drawdown=0.25)
     bare = simulation_params(Market.parse("SOL-2h"), fees, risk, 2_000, 200, unit=False)
     assert (bare.lot, bare.maintenance, bare.participation, bare.impact) == (0.0, (), math.inf, 0.0)
+
+
+def test_orders_take_at_once_unless_limit_orders_are_configured() -> None:
+    params = simulation_params(BTC_2H, SETTINGS.fees, SETTINGS.risk, 90_000, 2_000, unit=False)
+    assert (params.maker_bars, params.latency_bars) == (0, 0)
+    assert params.maker_fee == pytest.approx(0.0002)
+    fees = SETTINGS.fees.model_copy(update={"maker_bars": 2, "latency_bars": 1})
+    params = simulation_params(BTC_2H, fees, SETTINGS.risk, 90_000, 2_000, unit=True)
+    assert (params.maker_bars, params.latency_bars) == (2, 1)
+    # the no-trade band goes on counting what the rest of an order costs that nobody meets
+    assert params.cost_round_trip == pytest.approx(2 * (0.00055 + 0.0002))
+
+
+def test_every_tier_of_the_shipped_configuration_is_cheaper_than_the_one_before() -> None:
+    tiers = list(SETTINGS.fees.tiers.values())
+    assert len(tiers) == 7
+    for dear, cheap in itertools.pairwise(tiers):
+        assert cheap.taker_bp <= dear.taker_bp
+        assert cheap.maker_bp < dear.maker_bp
+    best = FeesConfig.model_validate(
+        {"tier": "supreme", "slippage_bp": 2.0, "tiers": {n: t.model_dump() for n, t in SETTINGS.fees.tiers.items()}}
+    )
+    assert (best.taker_bp, best.maker_bp) == (3.0, 0.0)

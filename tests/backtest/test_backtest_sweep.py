@@ -24,8 +24,7 @@ BASE = SimulationParams(
 def run(random_bars):
     bars = random_bars(12 * 90, 5, 0.01)
     rng = np.random.default_rng(5)
-    p_up = 0.3 + 0.3 * rng.random(len(bars.ts))
-    said = Forecasts(0.8 - p_up, p_up, np.full(len(bars.ts), 0.03))
+    said = Forecasts(0.03 * (0.6 * rng.random(len(bars.ts)) - 0.2))
 
     def simulated(params: SimulationParams) -> Simulation:
         return simulate(bars.ts, bars.open, bars.high, bars.low, bars.close, said, params)

@@ -42,10 +42,10 @@ BAR = 2 * HOUR_MS
 LIMITS = Limits(0.10, 0.105, 0.03, 0.25, 3 * HOUR_MS, 0.02, 5 * MINUTE_MS)
 COST = 0.0015
 START = parse_utc_ms("2025-03-01")
-UP = Forecast(0.2, 0.6, 0.01, 1.0, 2_000)
-DOWN = Forecast(0.6, 0.2, 0.01, 1.0, 2_000)
-WEAK_UP = Forecast(0.3, 0.4, 0.01, 1.0, 2_000)
-NONE = Forecast(math.nan, math.nan, math.nan, 1.0, 2_000)
+UP = Forecast(0.004, 1.0, 2_000)
+DOWN = Forecast(-0.004, 1.0, 2_000)
+WEAK_UP = Forecast(0.001, 1.0, 2_000)
+NONE = Forecast(math.nan, 1.0, 2_000)
 
 
 def seen(
@@ -72,7 +72,7 @@ def test_enters_holds_in_the_band_and_reverses() -> None:
 
 
 def test_a_forecast_that_does_not_beat_its_cost_opens_nothing() -> None:
-    _, decision, action = decide(initial_state(), seen(0), Forecast(0.3, 0.44, 0.01, 1.0, 0))
+    _, decision, action = decide(initial_state(), seen(0), Forecast(0.0014, 1.0, 0))
     assert (decision.target, action) == (0.0, "hold")
 
 
@@ -403,17 +403,13 @@ class Account(RuleBasedStateMachine):
         self.after_mark()
 
     @rule(
-        p_up=st.floats(0.0, 1.0),
-        share=st.floats(0.0, 1.0),
-        width=st.floats(0.0, 0.05),
+        edge=st.floats(-0.05, 0.05),
         multiplier=st.sampled_from([0.0, 0.3, 1.0, 1.0, 2.0]),
         age=st.sampled_from([0, 0, HOUR_MS, 4 * HOUR_MS]),
         stopped=st.booleans(),
         known=st.sampled_from([True, True, True, False]),
     )
-    def decide(
-        self, p_up: float, share: float, width: float, multiplier: float, age: int, stopped: bool, known: bool
-    ) -> None:
+    def decide(self, edge: float, multiplier: float, age: int, stopped: bool, known: bool) -> None:
         side = 0
         if stopped and self.position != 0.0:
             side = 1 if self.position > 0 else -1
@@ -421,7 +417,7 @@ class Account(RuleBasedStateMachine):
             self.position = self.goal = 0.0
         self.now += BAR
         self.bar += 1
-        forecast = Forecast((1 - p_up) * share, p_up, width, multiplier, age)
+        forecast = Forecast(edge, multiplier, age)
         if not known:
             self.flow_waiting += self.flow
         seen = self.observe(self.now - BAR, side, None if known else math.nan)
