@@ -1,18 +1,27 @@
 """What a simulation was worth, on daily UTC NAV returns: 24 hours, 365 days a year, flat days included.
 
-Definitions (r: daily net returns, d: number of days)
+Returns are time-weighted: a deposit or withdrawal enters at a bar's open, and what is earned after it is divided by the
+NAV with it (the Global Investment Performance Standards ask for the same). Without flows growth is NAV / NAV_0.
+
+Definitions (r: daily net returns, d: number of days, g: growth of 1)
 
 ============================  ======================================================================================
 sharpe, its interval, psr     :mod:`mlbot_core.validation.significance`, risk-free rate zero
 sortino                       mean(r) / sqrt(mean(min(r, 0)^2)) x sqrt(365)
-cagr                          (NAV_end / NAV_0)^(365 / d) - 1
-max_drawdown                  largest fall of the daily NAV from its peak so far, NAV_0 included, as a fraction
+cagr                          g_end^(365 / d) - 1
+max_drawdown                  largest fall of daily growth from its peak so far, the first NAV included, as a fraction
 drawdown_days                 days from that peak until it was reached again, or to the end
-mar                           cagr / max_drawdown
+longest_drawdown_days         the same of whichever drawdown took longest
+mar                           cagr / max_drawdown, over everything (Managed Account Reports)
+calmar                        the same over the last 36 months, 1,095 days (Young 1991); all of a shorter record
+tail_ratio                    |95th| / |5th percentile of r|: gains of good days against losses of bad ones
 exposure, time_in_market      mean |position value| / NAV at the closes; share of bars with a position
 turnover_per_year             sum(traded value / NAV at the decision) x 365 / d
 profit_factor                 sum of winning / sum of losing round trips, net
 break_even_bp                 (gross - funding) / traded value x 10^4: the cost per side at which the net is zero
+capacities                    :mod:`mlbot_core.backtest.capacity`
+maker_share                   share of the traded value that limit orders filled
+median_holding_ms             of the closed round trips
 ============================  ======================================================================================
 
 What the data do not define is NaN, which no criterion accepts.
@@ -28,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mlbot_core.backtest.capacity import Capacity, capacities
 from mlbot_core.backtest.roundtrips import round_trips
 from mlbot_core.backtest.simulator import Simulation
 from mlbot_core.timeframe import DAY_MS
@@ -44,11 +54,12 @@ FloatArray = npt.NDArray[np.float64]
 # On fewer days with any return the standard error of a Sharpe ratio collapses (one active day in 500 was seen to be
 # "significant" every time), so no interval is given.
 MIN_ACTIVE_DAYS: Final = 30
+CALMAR_DAYS: Final = 3 * 365
 
 
 @dataclass(frozen=True)
 class Waterfall:
-    """From gross to net, USD over the whole period; costs positive when paid."""
+    """From gross to net, USD over the whole period; costs positive when paid. Deposits are no part of it."""
 
     gross: float
     fees: float
@@ -91,7 +102,10 @@ class Metrics:
     cagr: float
     drawdown: Drawdown
     drawdown_intrabar: float
+    longest_drawdown_days: int
     mar: float
+    calmar: float
+    tail_ratio: float
     exposure: float
     time_in_market: float
     turnover_per_year: float
@@ -103,11 +117,37 @@ class Metrics:
     waterfall: Waterfall
     traded_value: float
     break_even_bp: float
+    capacities: tuple[Capacity, ...]
+    maker_share: float
+    median_holding_ms: float
+    flows: float
     bankrupt: bool
 
 
-def daily_returns(ts: npt.NDArray[np.int64], nav: FloatArray, initial_nav: float) -> pd.DataFrame:
-    """Return the NAV at the end of every UTC day and its return.
+def bar_growth(nav: FloatArray, initial_nav: float, flows: FloatArray | None = None) -> FloatArray:
+    """Return the growth of 1 at each bar's close, deposits and withdrawals taken out.
+
+    Parameters
+    ----------
+    nav
+        float64[n], USD at the closes.
+    initial_nav
+        USD before the first bar.
+    flows
+        float64[n], deposits less withdrawals at each bar's open, USD; None for none. Where nothing is left after a
+        withdrawal there is nothing to grow, and growth stands still.
+    """
+    if flows is None or not flows.any():
+        return np.asarray(nav / initial_nav, dtype=np.float64)
+    before = np.r_[initial_nav, nav[:-1]] + flows
+    factor = np.divide(nav, before, out=np.ones(len(nav)), where=before > 0)
+    return np.asarray(np.cumprod(np.maximum(factor, 0.0)), dtype=np.float64)
+
+
+def daily_returns(
+    ts: npt.NDArray[np.int64], nav: FloatArray, initial_nav: float, flows: FloatArray | None = None
+) -> pd.DataFrame:
+    """Return the NAV at the end of every UTC day and the day's time-weighted return.
 
     Parameters
     ----------
@@ -117,22 +157,30 @@ def daily_returns(ts: npt.NDArray[np.int64], nav: FloatArray, initial_nav: float
         float64[n], USD at the closes.
     initial_nav
         USD before the first bar.
+    flows
+        float64[n], deposits less withdrawals at each bar's open, USD; None for none.
 
     Returns
     -------
     pandas.DataFrame
-        ``day`` (UTC ms of its start, every calendar day from first to last), ``nav``, ``ret``. A day without bars
-        keeps the NAV of the day before, so its return is zero; after a NAV of zero returns are zero.
+        ``day`` (UTC ms of its start, every calendar day from first to last), ``nav`` (USD, flows included), ``growth``
+        (of 1, flows taken out), ``ret``. A day without bars keeps the NAV of the day before, so its return is zero;
+        after a NAV of zero returns are zero.
     """
     if len(ts) == 0:
-        return pd.DataFrame({"day": np.array([], np.int64), "nav": np.array([]), "ret": np.array([])})
+        empty = np.array([], np.float64)
+        return pd.DataFrame({"day": np.array([], np.int64), "nav": empty, "growth": empty, "ret": empty})
     day = ts // DAY_MS
     last = np.flatnonzero(np.r_[day[1:] != day[:-1], True])
     days = np.arange(day[0], day[-1] + 1, dtype=np.int64)
-    held = nav[last][np.searchsorted(day[last], days, side="right") - 1]
-    before = np.r_[initial_nav, held[:-1]]
-    ret = np.divide(held, before, out=np.ones_like(held), where=before > 0) - 1.0
-    return pd.DataFrame({"day": days * DAY_MS, "nav": held, "ret": ret})
+    rows = last[np.searchsorted(day[last], days, side="right") - 1]
+    moved = flows is not None and bool(flows.any())
+    growth = bar_growth(nav, initial_nav, flows)[rows]
+    # without flows the NAV itself is divided: one rounding less
+    path, first = (growth, 1.0) if moved else (nav[rows], initial_nav)
+    before = np.r_[first, path[:-1]]
+    ret = np.divide(path, before, out=np.ones(len(path)), where=before > 0) - 1.0
+    return pd.DataFrame({"day": days * DAY_MS, "nav": nav[rows], "growth": growth, "ret": ret})
 
 
 def max_drawdown(nav: FloatArray, initial_nav: float) -> Drawdown:
@@ -149,6 +197,34 @@ def max_drawdown(nav: FloatArray, initial_nav: float) -> Drawdown:
     back = np.flatnonzero(path[bottom:] >= peak[bottom])
     end = bottom + int(back[0]) if len(back) else len(path) - 1
     return Drawdown(float(fall[bottom]), end - start, bool(len(back)))
+
+
+def longest_drawdown(growth: FloatArray) -> int:
+    """Return the most days that daily growth of 1 was on its way back to a peak, the first NAV included."""
+    path = np.r_[1.0, growth]
+    peak = np.maximum.accumulate(path)
+    at_peak = np.flatnonzero(path >= peak)
+    under = np.diff(np.r_[at_peak, len(path)])
+    # from one touch of the peak to the next; what has not come back by the end lasts until the end
+    days = np.r_[under[:-1], under[-1] - 1]
+    return int(days[days > 1].max()) if (days > 1).any() else int(path[-1] < peak[-1])
+
+
+def tail_ratio(returns: FloatArray) -> float:
+    """Return |95th| / |5th percentile| of daily returns; NaN where the latter is zero, or there are no returns."""
+    if len(returns) == 0:
+        return math.nan
+    high, low = np.abs(np.percentile(returns, [95, 5]))
+    return float(high / low) if low > 0 else math.nan
+
+
+def calmar_ratio(returns: FloatArray) -> float:
+    """Return the annual growth over the deepest drawdown of the last 36 months; NaN without a drawdown."""
+    growth = np.asarray(np.cumprod(1.0 + returns[-CALMAR_DAYS:]), dtype=np.float64)
+    if not len(growth):
+        return math.nan
+    fall = max_drawdown(growth, 1.0).depth
+    return annual_growth(1.0, float(growth[-1]), len(growth)) / fall if fall > 0 else math.nan
 
 
 def sortino_ratio(returns: FloatArray) -> float:
@@ -170,7 +246,7 @@ def annual_growth(nav_start: float, nav_end: float, days: int) -> float:
     return math.expm1(log_growth) if log_growth < 700 else math.inf
 
 
-def compute_metrics(simulation: Simulation, close: FloatArray) -> Metrics:
+def compute_metrics(simulation: Simulation, close: FloatArray, volume: FloatArray | None = None) -> Metrics:
     """Return the metrics of a simulation.
 
     Parameters
@@ -179,9 +255,14 @@ def compute_metrics(simulation: Simulation, close: FloatArray) -> Metrics:
         What happened.
     close
         float64[n], the closes it ran on, USD; NaN = missing.
+    volume
+        float64[n], coins traded in each bar, for the capacity; NaN or None = unknown.
     """
     start = simulation.params.initial_nav
-    daily = daily_returns(simulation.ts, simulation.nav, start)
+    flows = float(simulation.flows.sum())
+    daily = daily_returns(simulation.ts, simulation.nav, start, simulation.flows)
+    growth = daily["growth"].to_numpy()
+    grown = float(growth[-1]) if len(growth) else 1.0
     returns = daily["ret"].to_numpy()
     days = len(daily)
     end = float(simulation.nav[-1]) if len(simulation.nav) else start
@@ -198,10 +279,10 @@ def compute_metrics(simulation: Simulation, close: FloatArray) -> Metrics:
         fees=float(simulation.fees.sum()),
         slippage=float(simulation.slippage.sum()),
         funding=float(simulation.funding.sum()),
-        net=end - start,
+        net=end - start - flows,
     )
-    drawdown = max_drawdown(daily["nav"].to_numpy(), start)
-    cagr = annual_growth(start, end, days)
+    drawdown = max_drawdown(growth, 1.0)
+    cagr = annual_growth(1.0, grown, days)
     held = simulation.position != 0
     value = np.zeros(len(marks))
     alive = held & (simulation.nav > 0)
@@ -212,7 +293,7 @@ def compute_metrics(simulation: Simulation, close: FloatArray) -> Metrics:
         days=days,
         nav_start=start,
         nav_end=end,
-        total_return=end / start - 1.0,
+        total_return=grown - 1.0,
         sharpe=sharpe if enough else replace(sharpe, low=math.nan, high=math.nan, standard_error=math.nan),
         psr=probabilistic_sharpe_ratio(returns) if enough else math.nan,
         sortino=sortino_ratio(returns),
@@ -220,7 +301,10 @@ def compute_metrics(simulation: Simulation, close: FloatArray) -> Metrics:
         cagr=cagr,
         drawdown=drawdown,
         drawdown_intrabar=_intrabar_drawdown(simulation),
+        longest_drawdown_days=longest_drawdown(growth),
         mar=cagr / drawdown.depth if drawdown.depth > 0 else math.nan,
+        calmar=calmar_ratio(returns),
+        tail_ratio=tail_ratio(returns),
         exposure=float(value.mean()) if len(value) else math.nan,
         time_in_market=float(held.mean()) if len(held) else math.nan,
         turnover_per_year=(
@@ -234,6 +318,10 @@ def compute_metrics(simulation: Simulation, close: FloatArray) -> Metrics:
         waterfall=waterfall,
         traded_value=traded,
         break_even_bp=(waterfall.gross - waterfall.funding) / traded * 1e4 if traded > 0 else math.nan,
+        capacities=capacities(simulation, volume),
+        maker_share=float((fills["btc"] * fills["mid"])[fills["maker"]].sum()) / traded if traded > 0 else math.nan,
+        median_holding_ms=float((closed["closed"] - closed["opened"]).median()) if len(closed) else math.nan,
+        flows=flows,
         bankrupt=simulation.bankrupt,
     )
 
@@ -242,8 +330,13 @@ def _intrabar_drawdown(simulation: Simulation) -> float:
     """Return the deepest fall from the highest close so far to the adverse extreme of a bar, a fraction."""
     if len(simulation.nav) == 0:
         return math.nan
-    peak = np.maximum.accumulate(np.r_[simulation.params.initial_nav, simulation.nav])[:-1]
-    return float(max(0.0, np.max(1.0 - simulation.nav_low / peak)))
+    start = simulation.params.initial_nav
+    growth = np.r_[1.0, bar_growth(simulation.nav, start, simulation.flows)]
+    before = np.r_[start, simulation.nav[:-1]] + simulation.flows
+    low = np.divide(simulation.nav_low, before, out=np.ones(len(before)), where=before > 0) * growth[:-1]
+    peak = np.maximum.accumulate(growth)[:-1]
+    fall = np.divide(low, peak, out=np.ones(len(peak)), where=peak > 0)
+    return float(max(0.0, np.max(1.0 - fall)))
 
 
 def rolling_sharpe(returns: FloatArray, window: int) -> FloatArray:

@@ -67,24 +67,26 @@ def _times(ms: Any) -> list[str]:
     return list(stamps.strftime("%Y-%m-%d" if whole_days else "%Y-%m-%d %H:%M"))
 
 
-def _list(values: Any, digits: int = 6) -> list[float | None]:
+def numbers(values: Any, digits: int = 6) -> list[float | None]:
     """Return JSON-ready numbers: NaN and infinity become null, the rest keeps ``digits`` significant digits."""
     return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in np.asarray(values, dtype=np.float64)]
 
 
-def _line(x: list[str], y: Any, name: str, colour: str, **more: Any) -> Figure:
+def line_of(x: list[str], y: Any, name: str, colour: str, **more: Any) -> Figure:
+    """Return a line, in the report's width."""
     return {
         "type": "scatter",
         "mode": "lines",
         "x": x,
-        "y": _list(y),
+        "y": numbers(y),
         "name": name,
         "line": {"color": colour, "width": 1.6},
         **more,
     }
 
 
-def _layout(height: int, **more: Any) -> Figure:
+def layout_of(height: int, **more: Any) -> Figure:
+    """Return the layout that every figure starts from; height in pixels."""
     return {
         "height": height,
         "margin": {"l": 64, "r": 16, "t": 30, "b": 40},
@@ -113,9 +115,9 @@ def equity_figure(result: BacktestResult, names: Sequence[str]) -> Figure | None
         if key not in names:
             continue
         growth = _growth(result, key)
-        data.append(_line(x, growth, title, colour, legendgroup=key))
+        data.append(line_of(x, growth, title, colour, legendgroup=key))
         data.append(
-            _line(
+            line_of(
                 x,
                 _fall(growth),
                 f"{title}, drawdown",
@@ -133,7 +135,7 @@ def equity_figure(result: BacktestResult, names: Sequence[str]) -> Figure | None
         ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
         scale = {"title": {"text": "growth of 1 (log)"}, "type": "log"}
         scale |= {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    layout = _layout(
+    layout = layout_of(
         460,
         xaxis={"anchor": "y2", "type": "date"},
         yaxis={"domain": [0.36, 1.0], **scale},
@@ -153,13 +155,13 @@ def rolling_figure(result: BacktestResult) -> Figure | None:
     for key, title, colour in _NAMES:
         values = rolling_sharpe(result.daily[key].to_numpy(), window)[window - 1 :]
         if not np.isnan(values).all():
-            data.append(_line(x, values, title, colour))
+            data.append(line_of(x, values, title, colour))
             # The two sizes nearly coincide; the dashes let the lower line through.
             data[-1]["line"]["dash"] = "dash" if key == "traded" else "solid"
     if not data:
         return None
     shapes = [_rule(0.0, "solid"), _rule(1.0, "dot")]
-    return {"data": data, "layout": _layout(300, yaxis={"title": {"text": "Sharpe"}}, shapes=shapes)}
+    return {"data": data, "layout": layout_of(300, yaxis={"title": {"text": "Sharpe"}}, shapes=shapes)}
 
 
 def _rule(y: float, dash: str) -> Figure:
@@ -181,14 +183,14 @@ def trades_figure(result: BacktestResult, last_days: int | None = None) -> tuple
         return None
     close_at = equity["ts"].to_numpy() + result.input.market.timeframe.ms
     rows = thin(equity["close"].to_numpy(), MAX_PRICE_POINTS)
-    data = [_line(_times(close_at[rows]), equity["close"].to_numpy()[rows], "close", HOLD)]
+    data = [line_of(_times(close_at[rows]), equity["close"].to_numpy()[rows], "close", HOLD)]
     data[0]["line"]["width"] = 1.1
     held = equity["position"].to_numpy()
     # A step line needs its corners only.
     corners = np.flatnonzero(np.r_[True, np.sign(held[1:]) != np.sign(held[:-1])])
     steps = np.unique(np.r_[corners, len(held) - 1])
     data.append(
-        _line(
+        line_of(
             _times(close_at[steps]),
             np.sign(held[steps]),
             "side held",
@@ -202,13 +204,15 @@ def trades_figure(result: BacktestResult, last_days: int | None = None) -> tuple
     left_out = max(0, len(trades) - MAX_MARKERS // 2)
     shown = trades.iloc[left_out:]
     closed = shown[shown["closed"] >= 0]
+    # entries on top: where there are many, the exits would hide them
     for name, part, when, price, symbol, colour in (
+        ("exit", closed, "closed", "exit", "x-thin", HOLD),
         ("long entry", shown[shown["side"] > 0], "opened", "entry", "triangle-up", GAIN),
         ("short entry", shown[shown["side"] < 0], "opened", "entry", "triangle-down", LOSS),
-        ("exit", closed, "closed", "exit", "x-thin", HOLD),
     ):
         if len(part):
-            marker: Figure = {"symbol": symbol, "color": colour, "size": 8 if len(trades) < 150 else 5}
+            few = len(trades) < 150
+            marker: Figure = {"symbol": symbol, "color": colour, "size": 8 if few else 5, "opacity": 1 if few else 0.6}
             if symbol == "x-thin":
                 marker.update({"line": {"color": colour, "width": 1.4}, "size": 6 if len(trades) < 150 else 4})
             data.append(
@@ -216,7 +220,7 @@ def trades_figure(result: BacktestResult, last_days: int | None = None) -> tuple
                     "type": "scatter",
                     "mode": "markers",
                     "x": _times(part[when]),
-                    "y": _list(part[price]),
+                    "y": numbers(part[price]),
                     "name": name,
                     "marker": marker,
                 }
@@ -229,7 +233,7 @@ def trades_figure(result: BacktestResult, last_days: int | None = None) -> tuple
         if not left_out
         else (f"Markers: the latest {len(shown):,} of {len(trades):,} round trips.")
     )
-    layout = _layout(
+    layout = layout_of(
         440,
         xaxis={"anchor": "y2", "type": "date", "range": _times(close_at[[0, -1]])},
         yaxis={"domain": [0.24, 1.0], "title": {"text": "USD"}},
@@ -254,7 +258,7 @@ def waterfall_figure(metrics: Metrics) -> Figure | None:
         "type": "waterfall",
         "measure": ["relative", "relative", "relative", "relative", "total"],
         "x": ["gross", "fees", "slippage", "funding", "net"],
-        "y": _list(steps),
+        "y": numbers(steps),
         "text": [f"{value:+.2f} %" for value in steps],
         "textposition": "outside",
         "cliponaxis": False,
@@ -267,42 +271,8 @@ def waterfall_figure(metrics: Metrics) -> Figure | None:
     levels = np.r_[0.0, np.cumsum(steps[:4]), steps[4]]
     pad = 0.14 * max(float(levels.max() - levels.min()), 1e-9)
     y = {"title": {"text": "% of first NAV"}, "range": [float(levels.min() - pad), float(levels.max() + pad)]}
-    layout = _layout(320, yaxis=y, showlegend=False, hovermode="closest")
+    layout = layout_of(320, yaxis=y, showlegend=False, hovermode="closest")
     return {"data": [trace], "layout": layout}
-
-
-def distribution_figure(returns: FloatArray) -> tuple[Figure, str] | None:
-    """Return the histogram of daily returns that moved with a normal of their moments, and a sentence on the rest."""
-    moved = returns[returns != 0]
-    if len(moved) < 5 or float(np.std(moved)) == 0:
-        return None
-    mean, deviation = float(moved.mean()), float(moved.std(ddof=1))
-    z = (moved - mean) / moved.std()
-    counts, edges = np.histogram(moved * 100, bins=min(80, max(10, int(math.sqrt(len(moved)) * 2))))
-    middle = (edges[:-1] + edges[1:]) / 2
-    width = edges[1] - edges[0]
-    normal = np.exp(-0.5 * ((middle / 100 - mean) / deviation) ** 2) / (deviation * 100 * math.sqrt(2 * math.pi))
-    bars = {
-        "type": "bar",
-        "x": _list(middle),
-        "y": [int(c) for c in counts],
-        "width": float(width),
-        "name": "days",
-        "marker": {"color": UNIT},
-    }
-    curve = _line([], normal * len(moved) * width, "normal of the same mean and deviation", TRADED)
-    curve["x"] = _list(middle)
-    words = (
-        f"{len(moved):,} days that moved; {len(returns) - len(moved):,} flat days are left out of this figure only. "
-        f"Skew {float(np.mean(z**3)):+.2f}, kurtosis {float(np.mean(z**4)):.1f} (normal: 0 and 3)."
-    )
-    layout = _layout(
-        320,
-        xaxis={"title": {"text": "daily return, %"}},
-        yaxis={"title": {"text": "days"}},
-        bargap=0.02,
-    )
-    return {"data": [bars, curve], "layout": layout}, words
 
 
 def calibration_figure(result: BacktestResult) -> Figure | None:
@@ -311,16 +281,16 @@ def calibration_figure(result: BacktestResult) -> Figure | None:
     if table.empty:
         return None
     low, high = float(table["forecast"].min()), float(table["forecast"].max())
-    data: list[Figure] = [_line([], [low, high], "perfect", HOLD)]
-    data[0]["x"] = _list([low, high])
+    data: list[Figure] = [line_of([], [low, high], "perfect", HOLD)]
+    data[0]["x"] = numbers([low, high])
     data[0]["line"]["dash"] = "dot"
     for outcome, colour in (("up", GAIN), ("down", LOSS)):
         part = table[table["outcome"] == outcome]
         errors = {
             "type": "data",
             "symmetric": False,
-            "array": _list(part["high"] - part["realised"]),
-            "arrayminus": _list(part["realised"] - part["low"]),
+            "array": numbers(part["high"] - part["realised"]),
+            "arrayminus": numbers(part["realised"] - part["low"]),
             "thickness": 1,
             "width": 3,
         }
@@ -328,15 +298,15 @@ def calibration_figure(result: BacktestResult) -> Figure | None:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "x": _list(part["forecast"]),
-                "y": _list(part["realised"]),
+                "x": numbers(part["forecast"]),
+                "y": numbers(part["realised"]),
                 "error_y": errors,
                 "name": outcome,
                 "line": {"color": colour, "width": 1.4},
                 "marker": {"size": 6},
             }
         )
-    layout = _layout(
+    layout = layout_of(
         360,
         xaxis={"title": {"text": "forecast probability"}, "tickformat": ".0%"},
         yaxis={"title": {"text": "realised frequency"}, "tickformat": ".0%"},
@@ -356,13 +326,13 @@ def importance_figure(importance: Sequence[tuple[str, float]], top: int = 25) ->
         "type": "bar",
         "orientation": "h",
         "y": [name for name, _ in ranked],
-        "x": _list([value / total for _, value in ranked]),
+        "x": numbers([value / total for _, value in ranked]),
         "marker": {"color": UNIT},
     }
-    layout = _layout(
+    layout = layout_of(
         90 + 20 * len(ranked),
         margin={"l": 220, "r": 16, "t": 30, "b": 44},
-        xaxis={"title": {"text": "share of importance"}, "tickformat": ".1%"},
+        xaxis={"title": {"text": "share of importance"}, "tickformat": ".1%", "nticks": 6},
         yaxis={"tickmode": "linear", "automargin": True},
         showlegend=False,
         hovermode="closest",

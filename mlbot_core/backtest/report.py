@@ -12,8 +12,10 @@ from typing import Any, Final
 import pandas as pd
 
 from mlbot_core import __version__
-from mlbot_core.backtest import plots, sections
-from mlbot_core.backtest.metrics import monthly_returns
+from mlbot_core.backtest import measures, plots, plots_spread, sections
+from mlbot_core.backtest.metrics import Metrics, monthly_returns
+from mlbot_core.backtest.regimes import by_regime, daily_regimes
+from mlbot_core.backtest.roundtrips import round_trips
 from mlbot_core.backtest.run import BacktestResult
 from mlbot_core.backtest.sections import escape, figure_or_words, section
 from mlbot_core.backtest.significance_block import significance_block
@@ -49,10 +51,11 @@ def render_report(
             section("months", "Monthly returns", _months(result)),
             section("trades", "Trades on price", _trades(result, figures)),
             section("costs", "From gross to net", _costs(result, figures)),
-            section("distribution", "Distribution of daily returns", _distribution(result, figures)),
+            section("distribution", "Daily returns and holding times", _distribution(result, figures)),
+            section("regimes", "By kind of market", _regimes(result, figures)),
             section("calibration", "Are the forecasts calibrated?", _calibration(result, figures)),
             section("importance", "Feature importance", _importance(importance, figures)),
-            section("metrics", "All metrics", sections.metrics_table(result) + sections.vectorbt_table(result)),
+            section("metrics", "All metrics", measures.metrics_table(result) + measures.vectorbt_table(result)),
             section("folds", "Folds", sections.folds_table(folds)),
             section("provenance", "Where the data come from", sections.provenance(result)),
             f"<footer>mlbot {__version__}. Definitions: daily UTC NAV returns, 365 days a year, flat days included; "
@@ -77,7 +80,9 @@ def summary_row(result: BacktestResult) -> dict[str, Any]:
     """Return one row of the summary table: plain numbers (None where undefined) and texts.
 
     Keys: ``timeframe``, ``bars``, ``features``, ``folds``, ``days``, ``trades``, ``hit_rate``, ``hit_rate_low``,
-    ``hit_rate_high`` (forecasts, fractions), ``trade_hit_rate``, ``sharpe``, ``sharpe_low``, ``sharpe_high`` (net, at
+    ``hit_rate_high`` (forecasts, fractions), ``ic``, ``ic_low``, ``ic_high`` (rank correlation with the realised
+    score), ``mar``, ``turnover_per_year`` (x NAV), ``mar_traded``, ``hold`` (the same of buy and hold, a mapping),
+    ``trade_hit_rate``, ``sharpe``, ``sharpe_low``, ``sharpe_high`` (net, at
     unit exposure), ``sharpe_traded``, ``max_drawdown`` (unit exposure, fraction), ``max_drawdown_traded``,
     ``psr``, ``dsr``, ``n_trials``, ``pbo`` (unit exposure; None where not evaluated), ``significance`` (the sentence),
     ``ledger_head``, ``synthetic``, ``verdict``.
@@ -94,13 +99,15 @@ def summary_row(result: BacktestResult) -> dict[str, Any]:
         "hit_rate": _finite(hits.value),
         "hit_rate_low": _finite(hits.low),
         "hit_rate_high": _finite(hits.high),
+        "ic": _finite(result.skill.ic.value),
+        "ic_low": _finite(result.skill.ic.low),
+        "ic_high": _finite(result.skill.ic.high),
         "trade_hit_rate": _finite(traded.trade_hits.value),
-        "sharpe": _finite(unit.sharpe.value),
-        "sharpe_low": _finite(unit.sharpe.low),
-        "sharpe_high": _finite(unit.sharpe.high),
+        **_performance(unit),
         "sharpe_traded": _finite(traded.sharpe.value),
-        "max_drawdown": _finite(unit.drawdown.depth),
         "max_drawdown_traded": _finite(traded.drawdown.depth),
+        "mar_traded": _finite(traded.mar),
+        "hold": _performance(result.metrics["hold"]),
         "psr": _finite(block.psr),
         "dsr": _finite(block.dsr),
         "n_trials": block.n_trials or None,
@@ -109,6 +116,17 @@ def summary_row(result: BacktestResult) -> dict[str, Any]:
         "ledger_head": block.ledger_head or None,
         "synthetic": result.input.synthetic,
         "verdict": result.verdict.outcome,
+    }
+
+
+def _performance(metrics: Metrics) -> dict[str, Any]:
+    return {
+        "sharpe": _finite(metrics.sharpe.value),
+        "sharpe_low": _finite(metrics.sharpe.low),
+        "sharpe_high": _finite(metrics.sharpe.high),
+        "max_drawdown": _finite(metrics.drawdown.depth),
+        "mar": _finite(metrics.mar),
+        "turnover_per_year": _finite(metrics.turnover_per_year),
     }
 
 
@@ -178,7 +196,7 @@ def _costs(result: BacktestResult, figures: dict[str, plots.Figure]) -> str:
     fees = result.input.fees
     unit = result.metrics["unit"]
     words = (
-        f"<p class='note'>Charged per side: {fees.taker_bp:g} bp taker fee and {fees.slippage_bp:g} bp slippage. "
+        f"<p class='note'>{sections.charged(fees)} "
         f"Break-even cost per side at unit exposure: {sections.number(unit.break_even_bp, '.2f')} bp "
         "(what gross less funding would just pay for).</p>"
     )
@@ -186,12 +204,39 @@ def _costs(result: BacktestResult, figures: dict[str, plots.Figure]) -> str:
 
 
 def _distribution(result: BacktestResult, figures: dict[str, plots.Figure]) -> str:
-    drawn = plots.distribution_figure(result.daily["unit"].to_numpy())
-    if drawn is None:
-        return figure_or_words("plot-distribution", None, figures, "Fewer than five days that moved: nothing to draw.")
-    return (
-        figure_or_words("plot-distribution", drawn[0], figures, "") + f"<p class='note'>Unit exposure. {drawn[1]}</p>"
+    parts = []
+    for name, title, drawn, nothing in (
+        (
+            "plot-distribution",
+            "Daily returns, unit exposure",
+            plots_spread.distribution_figure(result.daily["unit"].to_numpy()),
+            "Fewer than five days that moved: nothing to draw.",
+        ),
+        (
+            "plot-holding",
+            "Holding times, traded size",
+            plots_spread.holding_figure(result.trades, result.input.market.timeframe.ms),
+            "No round trip was closed: nothing to draw.",
+        ),
+    ):
+        words = f"<p class='note'>{drawn[1]}</p>" if drawn else ""
+        figure = figure_or_words(name, drawn[0] if drawn else None, figures, nothing)
+        parts.append(f"<div><h3>{title}</h3>{figure}{words}</div>")
+    return f"<div class='two'>{''.join(parts)}</div>"
+
+
+def _regimes(result: BacktestResult, figures: dict[str, plots.Figure]) -> str:
+    bars, unit = result.input.bars, result.simulations["unit"]
+    days = result.daily["day"].to_numpy(dtype="int64")
+    regimes = daily_regimes(bars["ts"].to_numpy(dtype="int64"), bars["close"].to_numpy(dtype="float64"), days)
+    price = result.equity["close"].ffill()
+    trips = round_trips(unit, float(price.iloc[-1]) if len(price) else math.nan)
+    rows = by_regime(regimes, result.daily, trips)
+    drawn = figure_or_words(
+        "plot-regimes", plots_spread.regime_figure(rows), figures, "Too few days before and in the period to tell."
     )
+    unknown = int(regimes["volatility"].isna().sum())
+    return measures.regime_words(unknown, len(days)) + drawn + (measures.regime_table(rows) if rows else "")
 
 
 def _calibration(result: BacktestResult, figures: dict[str, plots.Figure]) -> str:

@@ -23,7 +23,7 @@ from mlbot_core.backtest.verdict import Verdict, judge
 from mlbot_core.clock import format_utc
 from mlbot_core.config import FeesConfig, RiskConfig
 from mlbot_core.errors import MissingDataError, UsageError
-from mlbot_core.timeframe import Market
+from mlbot_core.timeframe import MINUTE_MS, Market
 from mlbot_core.validation.trials_significance import CandidateSignificance
 
 FloatArray = npt.NDArray[np.float64]
@@ -33,7 +33,7 @@ DECISION_LATENCY_MS: Final = 3_200
 
 _REQUIRED: Final = {
     "bars": ("ts", "open", "high", "low", "close"),
-    "forecasts": ("ts", "fold", "p_down", "p_neutral", "p_up"),
+    "forecasts": ("ts", "fold", "p_down", "p_neutral", "p_up", "score"),
     "targets": ("ts", "label", "width", "t1"),
     "funding": ("ts", "rate"),
 }
@@ -51,10 +51,12 @@ class BacktestInput:
         ``ts`` (UTC ms, open time), ``open``, ``high``, ``low``, ``close`` (USD), and ``volume`` (coins) where it is
         known; ascending, NaN or absent = missing.
     forecasts
-        ``ts``, ``fold``, ``p_down``, ``p_neutral``, ``p_up``: out of fold, one row a bar.
+        ``ts``, ``fold``, ``p_down``, ``p_neutral``, ``p_up``, ``score`` (expected return in barrier widths): out of
+        fold, one row a bar.
     targets
         ``ts``, ``width`` (barrier distance, log return, known at the close), and, for judging the forecasts only,
-        ``label`` (-1, 0, +1; NaN = not realised) with ``t1``, when it was known (UTC ms; NaN or -1 = not yet).
+        ``label`` (-1, 0, +1; NaN = not realised) with ``t1``, when it was known (UTC ms; NaN or -1 = not yet), and
+        where it is known ``score``, the return over the horizon in widths.
     funding
         ``ts`` (UTC ms of the settlement), ``rate`` (fraction; positive: longs pay). May be empty.
     fees, risk
@@ -174,7 +176,7 @@ def run_backtest(data: BacktestInput) -> BacktestResult:
         )
         for unit in (False, True)
     )
-    said = Forecasts(*(grid[name].to_numpy() for name in ("p_down", "p_up", "width")))
+    said = Forecasts((grid["score"] * grid["width"]).to_numpy())
     simulations = {
         "traded": _simulate(data, grid, said, traded_params),
         "unit": _simulate(data, grid, said, unit_params),
@@ -182,7 +184,8 @@ def run_backtest(data: BacktestInput) -> BacktestResult:
         "hold": _simulate(data, grid, np.ones(len(grid)), dataclasses.replace(unit_params, rebalance_band=math.inf)),
     }
     close = grid["close"].to_numpy()
-    metrics = {name: compute_metrics(simulation, close) for name, simulation in simulations.items()}
+    volume = grid["volume"].to_numpy()
+    metrics = {name: compute_metrics(simulation, close, volume) for name, simulation in simulations.items()}
     traded = simulations["traded"]
     view = vectorbt_view(traded, close)
     require_agreement(view)
@@ -245,7 +248,7 @@ def _grid(data: BacktestInput) -> pd.DataFrame:
     bars = data.bars if "volume" in data.bars.columns else data.bars.assign(volume=np.nan)
     for frame, columns in (
         (bars, ["open", "high", "low", "close", "volume"]),
-        (data.forecasts, ["p_down", "p_up"]),
+        (data.forecasts, ["score"]),
         (data.targets, ["width"]),
     ):
         grid = grid.merge(frame[["ts", *columns]], on="ts", how="left")
@@ -282,7 +285,7 @@ def _findings(data: BacktestInput, grid: pd.DataFrame, simulations: Mapping[str,
     if missing:
         found.append(f"{missing} of {len(grid)} bars are not recorded: nothing is decided or filled in them.")
     present = grid["close"].notna()
-    silent = int((grid["p_up"].isna() & present).iloc[:-1].sum())
+    silent = int((grid["score"].isna() & present).iloc[:-1].sum())
     if silent:
         found.append(f"{silent} bars have no forecast: no position is asked for after them.")
     inside = data.funding["ts"].between(int(grid["ts"].iloc[0]), int(grid["ts"].iloc[-1]))
@@ -301,6 +304,6 @@ def _findings(data: BacktestInput, grid: pd.DataFrame, simulations: Mapping[str,
         found.append(f"The daily loss limit flattened the traded size on {days} days.")
     halted = traded[traded["entered"].str.contains("drawdown")]
     if len(halted):
-        when = format_utc(int(halted["ts"].iloc[0]))
+        when = format_utc(int(halted["ts"].iloc[0]) // MINUTE_MS * MINUTE_MS)
         found.append(f"The drawdown limit halted the traded size at {when}; nobody re-arms it in a backtest.")
     return found

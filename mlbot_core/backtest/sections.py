@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from mlbot_core.backtest.metrics import Metrics
 from mlbot_core.backtest.plots import Figure
 from mlbot_core.backtest.run import BacktestResult
 from mlbot_core.backtest.significance_block import SignificanceBlock, overfitting_words, significance_block
 from mlbot_core.backtest.verdict import NOT_EVALUATED, Criterion
 from mlbot_core.clock import format_utc
+from mlbot_core.config import FeesConfig
 from mlbot_core.validation.significance import Interval
 
 DASH: Final = "–"
@@ -27,12 +27,13 @@ _SECTIONS: Final = (
     "months",
     "trades",
     "costs",
+    "distribution",
+    "regimes",
     "calibration",
     "importance",
     "metrics",
     "provenance",
 )
-_SIZES: Final = ("traded", "unit", "hold")
 
 
 def escape(text: object) -> str:
@@ -73,7 +74,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "",
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     title = f"<caption>{caption}</caption>" if caption else ""
-    inner = f"{title}<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
+    names = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
+    inner = f"{title}{names}<tbody>{body}</tbody>"
     return f"<div class='scroll'><table class='{kind}'>{inner}</table></div>"
 
 
@@ -127,7 +129,7 @@ def header(result: BacktestResult) -> str:
     links = "".join(f"<a href='#{name}'>{name}</a>" for name in _SECTIONS)
     return (
         f"{banner}<header><h1>{escape(data.market)} · {escape(data.model_type)}</h1>"
-        f"<span class='soft'>source {escape(data.source)} · model {escape(data.model_version)}</span>"
+        f"<span class='soft'>source {escape(data.source)} · model {escape(data.model_version[:12])}</span>"
         "<button id='theme' type='button'>light / dark</button></header>"
         f"<p class='soft'>{_moment(result.start_ms)} to {_moment(result.end_ms)} UTC · {unit.days:,} days · "
         f"{len(result.equity):,} bars · {data.forecasts['fold'].nunique()} folds, all out of sample</p>"
@@ -148,7 +150,7 @@ def criteria(result: BacktestResult) -> str:
     head = ("criterion", "bound", "traded size", "", "unit exposure", "")
     words = (
         "<p class='note'>The bounds are constants in code. A backtest can refuse a model; it can never promote one: "
-        "that takes a signed record of a registry, which does not exist yet.</p>"
+        "that takes a signed gate record.</p>"
     )
     if result.significance is None:
         words += f"<p class='note'>DSR and PBO: {NOT_EVALUATED}.</p>"
@@ -182,7 +184,7 @@ def significance(result: BacktestResult) -> str:
     )
     return (
         f"<p class='{'pass' if block.significant else 'fail'}' id='sentence'>{escape(block.sentence)}</p>"
-        + table(("", ""), [(name, f"{unit}{value}</td>") for name, value in rows])
+        + table(("", ""), [(name, f"{unit}{value}</td>") for name, value in rows], kind="named")
         + "<p class='note'>At unit exposure, net. The Sharpe interval and the PSR take days as independent.</p>"
         + (f"<ul>{notes}</ul>" if notes else "")
         + head
@@ -250,52 +252,22 @@ def skill_words(result: BacktestResult) -> str:
     )
 
 
-def metrics_table(result: BacktestResult) -> str:
-    """Return every metric at the traded size, at unit exposure and for buy and hold."""
-    lines = [
-        ("NAV at the end, USD", lambda m: number(m.nav_end, ",.2f")),
-        ("total return", lambda m: number(m.total_return, "+.2%")),
-        ("CAGR", lambda m: number(m.cagr, "+.2%")),
-        ("volatility, annual", lambda m: number(m.volatility, ".2%")),
-        ("Sharpe [95 %]", lambda m: interval(m.sharpe, ".2f")),
-        ("probability of Sharpe > 0", lambda m: number(m.psr, ".1%")),
-        ("Sortino", lambda m: number(m.sortino, ".2f")),
-        ("max drawdown, daily closes", lambda m: number(m.drawdown.depth, ".2%")),
-        ("its length, days", lambda m: f"{m.drawdown.days:,}{'' if m.drawdown.recovered else ', not recovered'}"),
-        ("max drawdown at the bars' extremes", lambda m: number(m.drawdown_intrabar, ".2%")),
-        ("MAR", lambda m: number(m.mar, ".2f")),
-        ("mean exposure", lambda m: number(m.exposure, ".1%")),
-        ("time in the market", lambda m: number(m.time_in_market, ".1%")),
-        ("turnover a year, × NAV", lambda m: number(m.turnover_per_year, ",.1f")),
-        ("round trips (open at the end)", lambda m: f"{m.trades:,} ({m.open_trades})"),
-        ("round trips won [95 %]", lambda m: interval(m.trade_hits, ".1%")),
-        ("profit factor", lambda m: number(m.profit_factor, ".2f")),
-        ("mean round trip, bp of NAV", lambda m: number(m.mean_trade_return * 1e4, "+.2f")),
-        ("break-even cost per side, bp", lambda m: number(m.break_even_bp, ".2f")),
-        ("gross, USD", lambda m: number(m.waterfall.gross, "+,.2f")),
-        ("fees, USD", lambda m: number(m.waterfall.fees, ",.2f")),
-        ("slippage, USD", lambda m: number(m.waterfall.slippage, ",.2f")),
-        ("funding paid, USD", lambda m: number(m.waterfall.funding, "+,.2f")),
-        ("net, USD", lambda m: number(m.waterfall.net, "+,.2f")),
-        ("bankrupt", lambda m: "yes" if m.bankrupt else "no"),
-    ]
-    sizes: list[Metrics] = [result.metrics[name] for name in _SIZES]
-    rows = [(name, *(show(m) for m in sizes)) for name, show in lines]
-    return table(("", "traded size", "unit exposure", "buy and hold"), rows)
-
-
-def vectorbt_table(result: BacktestResult) -> str:
-    """Return vectorbt's statistics of the same fills."""
-    stats = result.vectorbt.trades
-    pattern = {"count": ",.0f", "win_rate": ".1%", "mean_bars": ".1f"}
-    head = [name.replace("_", " ").replace("usd", "USD") for name in stats]
-    row = [number(value, pattern.get(name, ".2f")) for name, value in stats.items()]
-    return (
-        "<h3>The same fills in vectorbt's books (traded size, before funding)</h3>"
-        + table(head, [row])
-        + f"<p class='note'>Funding taken off, vectorbt's equity and ours differ by at most "
-        f"{result.vectorbt.disagreement:.1e} of NAV at any bar.</p>"
-    )
+def charged(fees: FeesConfig) -> str:
+    """Return what is charged, in a sentence or two."""
+    words = f"Charged per side: {fees.taker_bp:g} bp taker fee and {fees.slippage_bp:g} bp slippage"
+    if fees.impact_bp:
+        words += (
+            f", and impact growing with the root of an order's share of the volume ({fees.impact_bp:g} bp at all of a "
+            "two-hour bar's)"
+        )
+    words += "."
+    if fees.maker_bars:
+        bars = f"{fees.maker_bars} bar{'' if fees.maker_bars == 1 else 's'}"
+        words += (
+            f" Orders rest as limit orders for {bars} first, at {fees.maker_bp:g} bp and without slippage, filled only "
+            "where the price went beyond them."
+        )
+    return words
 
 
 def folds_table(folds: pd.DataFrame | None) -> str:
@@ -317,8 +289,13 @@ def _value(value: Any) -> str:
     return number(as_float, ".4g")
 
 
+def _share(participation: float | None) -> str:
+    return "all" if participation is None else f"{participation:.0%}"
+
+
 def _moment(ms: int) -> str:
-    return format_utc(ms).removesuffix("T00:00:00Z")
+    text = format_utc(ms).removesuffix("T00:00:00Z")
+    return text.replace("T", " ").removesuffix("Z").removesuffix(":00")
 
 
 def provenance(result: BacktestResult) -> str:
@@ -327,9 +304,15 @@ def provenance(result: BacktestResult) -> str:
     rows = [
         ("market", escape(data.market)),
         ("source", escape(data.source) + (" (synthetic)" if data.synthetic else "")),
-        ("model", f"{escape(data.model_type)} {escape(data.model_version)}"),
+        ("model", f"{escape(data.model_type)} <span class='anywhere'>{escape(data.model_version)}</span>"),
         ("decision after the close", f"{(data.settle_delay_ms + data.latency_ms) / 1000:g} s"),
-        ("fee, slippage per side", f"{data.fees.taker_bp:g} bp, {data.fees.slippage_bp:g} bp"),
+        ("costs", f"tier {escape(data.fees.tier)}. {charged(data.fees)}"),
+        (
+            "orders",
+            f"at most {_share(data.fees.participation)} of a bar's volume; "
+            + (f"limit first, for {data.fees.maker_bars} bars" if data.fees.maker_bars else "taken at once")
+            + (f"; {data.fees.latency_bars} bars on their way" if data.fees.latency_bars else ""),
+        ),
         (
             "cap at the traded size",
             f"{data.risk.max_position:.0%} of NAV, trimmed above {data.risk.max_position * data.risk.trim_above:.1%}",
@@ -341,7 +324,7 @@ def provenance(result: BacktestResult) -> str:
         rows.append(("share of data: live, modelled, restated", "not given"))
     notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
     return (
-        table(("", ""), [(name, f"<td class='text'>{value}</td>") for name, value in rows])
+        table(("", ""), [(name, f"<td class='text'>{value}</td>") for name, value in rows], kind="named")
         + "<p class='note'>live: recorded when it was new; modelled: seen only as history, its time of publication "
         "modelled; restated: changed by the source after it was first seen (used as known at the decision).</p>"
         + f"<ul>{notes}</ul>"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pandas as pd
 
+from mlbot_core.models.fold_scores import rank_correlation
 from mlbot_core.targets.direction import average_uniqueness
 from mlbot_core.validation.significance import Interval, wilson_interval
 
+NORMAL_95: Final = 1.959963984540054
 CLASSES = (("p_down", -1.0), ("p_neutral", 0.0), ("p_up", 1.0))
 
 
@@ -26,6 +29,9 @@ class ForecastSkill:
         Share of right directions where a barrier was touched: sign of ``p_up - p_down`` against the label. The
         interval counts overlapping labels once: ``n`` in it is the number of such labels times the mean of their
         average uniqueness.
+    ic
+        Rank correlation (Spearman) of forecast and realised score, with Fisher's interval over independent labels; NaN
+        where no realised score is given.
     base_rate
         Share of the more frequent of the two directions: what always saying the same would have hit.
     log_loss, base_log_loss
@@ -37,6 +43,7 @@ class ForecastSkill:
 
     n: int
     hits: Interval
+    ic: Interval
     base_rate: float
     log_loss: float
     base_log_loss: float
@@ -49,10 +56,10 @@ def forecast_skill(forecasts: pd.DataFrame, targets: pd.DataFrame, timeframe_ms:
     Parameters
     ----------
     forecasts
-        ``ts``, ``p_down``, ``p_neutral``, ``p_up``.
+        ``ts``, ``p_down``, ``p_neutral``, ``p_up``, ``score``.
     targets
-        ``ts``, ``label`` (-1, 0, +1; NaN where not realised yet) and ``t1``, when it was known (UTC ms; NaN or -1 =
-        not yet).
+        ``ts``, ``label`` (-1, 0, +1; NaN where not realised yet), ``t1``, when it was known (UTC ms; NaN or -1 =
+        not yet), and, where it is known, ``score``, the realised one.
     timeframe_ms
         Length of a bar.
     """
@@ -69,6 +76,7 @@ def forecast_skill(forecasts: pd.DataFrame, targets: pd.DataFrame, timeframe_ms:
     return ForecastSkill(
         n=len(joined),
         hits=_effective(rate, n_asked, overlap),
+        ic=_information(forecasts, targets, overlap),
         base_rate=max(up, 1 - up),
         log_loss=_log_loss(joined, label),
         base_log_loss=_base_log_loss(label),
@@ -92,6 +100,21 @@ def _effective(rate: float, n: int, overlap: float) -> Interval:
     independent = max(1, round(n / max(1.0, overlap)))
     interval = wilson_interval(min(independent, round(rate * independent)), independent)
     return Interval(rate, min(interval.low, rate), max(interval.high, rate), math.nan, interval.level, independent)
+
+
+def _information(forecasts: pd.DataFrame, targets: pd.DataFrame, overlap: float) -> Interval:
+    """Return the information coefficient; Fisher's z with ``n / overlap`` independent pairs."""
+    if "score" not in targets.columns:
+        return Interval(math.nan, math.nan, math.nan, math.nan, 0.95, 0)
+    both = forecasts[["ts", "score"]].merge(targets[["ts", "score"]], on="ts", suffixes=("", "_came")).dropna()
+    said, came = (both[name].to_numpy(dtype=np.float64) for name in ("score", "score_came"))
+    value = rank_correlation(said, came)
+    independent = int(len(both) / max(1.0, overlap))
+    if not math.isfinite(value) or abs(value) >= 1.0 or independent < 4:
+        return Interval(value, math.nan, math.nan, math.nan, 0.95, independent)
+    half = NORMAL_95 / math.sqrt(independent - 3)
+    low, high = math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
+    return Interval(value, low, high, math.nan, 0.95, independent)
 
 
 def _log_loss(joined: pd.DataFrame, label: np.ndarray) -> float:

@@ -108,6 +108,7 @@ def _make_input(n: int = 12 * 60, seed: int = 3, skill: float = 0.3, **changes: 
                 "p_down": 0.3 - 0.25 * lean,
                 "p_neutral": np.full(n, 0.4),
                 "p_up": 0.3 + 0.25 * lean,
+                "score": 0.5 * lean,
             }
         ),
         "targets": pd.DataFrame(
@@ -115,6 +116,7 @@ def _make_input(n: int = 12 * 60, seed: int = 3, skill: float = 0.3, **changes: 
                 "ts": bars.ts,
                 "label": label,
                 "width": width,
+                "score": future / width,
                 "t1": np.where(np.isnan(label), np.nan, bars.ts + 13.0 * TF),
             }
         ),

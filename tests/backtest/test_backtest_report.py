@@ -22,6 +22,7 @@ SECTIONS = (
     "trades",
     "costs",
     "distribution",
+    "regimes",
     "calibration",
     "importance",
     "metrics",
@@ -37,6 +38,8 @@ PLOTS = {
     "plot-costs-unit",
     "plot-costs-traded",
     "plot-distribution",
+    "plot-holding",
+    "plot-regimes",
     "plot-calibration",
     "plot-importance",
 }
@@ -127,7 +130,7 @@ def test_outside_text_is_escaped(result):
 @pytest.fixture
 def degenerate(make_input, request):
     data = make_input()
-    nan = data.forecasts.assign(p_up=np.nan, p_down=np.nan, p_neutral=np.nan)
+    nan = data.forecasts.assign(p_up=np.nan, p_down=np.nan, p_neutral=np.nan, score=np.nan)
     one_day = {name: getattr(data, name).iloc[:6] for name in ("bars", "forecasts", "targets")}
     return {
         "no trades": dataclasses.replace(data, forecasts=nan),

@@ -28,8 +28,9 @@ def browser():
 @pytest.fixture(scope="module")
 def address(make_input, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    result = run_backtest(make_input(n=12 * 120))
-    path.write_text(render_report(result, {"ret_1": 0.6, "ret_2": 0.4}), encoding="utf-8")
+    result = run_backtest(make_input(n=12 * 160, model_version="0123456789abcdef" * 4))
+    importance = {"ret_1": 0.6, "a_feature_with_a_rather_long_name_60_2h": 0.4}
+    path.write_text(render_report(result, importance), encoding="utf-8")
     return path.as_uri()
 
 

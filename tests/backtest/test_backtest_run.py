@@ -124,7 +124,8 @@ def test_skill_by_hand():
     ts = TF * np.arange(6)
     p_up = np.array([0.6, 0.6, 0.1, 0.1, 0.3, np.nan])
     p_down = np.array([0.1, 0.1, 0.6, 0.6, 0.3, np.nan])
-    forecasts = pd.DataFrame({"ts": ts, "p_up": p_up, "p_down": p_down, "p_neutral": 1 - p_up - p_down})
+    said = {"p_up": p_up, "p_down": p_down, "p_neutral": 1 - p_up - p_down, "score": p_up - p_down}
+    forecasts = pd.DataFrame({"ts": ts, **said})
     label = [1.0, -1.0, -1.0, 0.0, 1.0, 1.0]
     targets = pd.DataFrame({"ts": ts, "t1": ts + 2 * TF, "label": label})
     skill = forecast_skill(forecasts, targets, TF)
@@ -146,7 +147,7 @@ def test_overlapping_labels_count_once():
     ts = TF * np.arange(n)
     rng = np.random.default_rng(0)
     p_up = rng.uniform(0.1, 0.6, n)
-    forecasts = pd.DataFrame({"ts": ts, "p_up": p_up, "p_down": 0.7 - p_up, "p_neutral": 0.3})
+    forecasts = pd.DataFrame({"ts": ts, "p_up": p_up, "p_down": 0.7 - p_up, "p_neutral": 0.3, "score": 2 * p_up - 0.7})
     label = rng.choice([-1.0, 1.0], n)
     apart = pd.DataFrame({"ts": ts, "t1": ts + 2 * TF, "label": label})
     lapping = apart.assign(t1=ts + 13 * TF)
