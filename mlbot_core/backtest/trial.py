@@ -12,8 +12,12 @@ import pandas as pd
 
 from mlbot_core.backtest.metrics import MIN_ACTIVE_DAYS
 from mlbot_core.backtest.run import BacktestResult, with_significance
+from mlbot_core.validation.namespaces import namespace_of
 from mlbot_core.validation.trials import DailyReturns, TrialLedger
 from mlbot_core.validation.trials_significance import candidate_significance
+
+# re-exported: the namespace is a question of the data, not of the backtest
+__all__ = ["configuration_of", "count_and_judge", "daily_series", "data_version_of", "namespace_of"]
 
 # what of a model's version is a person's choice; the rest (code, libraries, partitions) is not
 _CHOICES: Final = (
@@ -26,22 +30,6 @@ _CHOICES: Final = (
     "params",
     "test_start_ms",
 )
-_SYNTHETIC_NAMESPACES: Final[Mapping[str, str]] = {"planted": "demo", "null": "null"}
-
-
-def namespace_of(source: str, identity: str = "") -> str:
-    """Return the namespace that a backtest counts in.
-
-    Parameters
-    ----------
-    source
-        Where the data came from.
-    identity
-        Of the synthetic market, as it is stored with its bars: ``null, seed ...`` has no signal, all others have one.
-    """
-    if source != "emulator":
-        return "research"
-    return _SYNTHETIC_NAMESPACES.get(identity.partition(",")[0], "demo")
 
 
 def configuration_of(result: BacktestResult, model_inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +103,8 @@ def count_and_judge(
             "libraries": model_inputs.get("libraries"),
             "start_ms": result.start_ms,
             "end_ms": result.end_ms,
+            # what daily returns cannot be asked for: here it cannot be changed afterwards
+            "unit_trades": result.metrics["unit"].trades,
         },
     )
     history = ledger.read(namespace)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.engine import Connection
 
 from mlbot_core.errors import UsageError
+from mlbot_core.validation.sqlstore import SqlStore
 from mlbot_core.validation.trials_chain import GENESIS, DailyReturns, Head, LedgerError, LedgerTamperedError, TrialRow
-
-T = TypeVar("T")
 
 _METADATA: Final = sa.MetaData()
 
@@ -112,26 +108,17 @@ class TrialStore:
     """
 
     def __init__(self, path: Path, url: str | None, timeout_s: float) -> None:
-        self._path = path
-        self._postgres = url is not None
-        self._url = sa.make_url(url) if url is not None else sa.URL.create("sqlite", database=str(path))
-        if self._postgres and self._url.drivername in ("postgres", "postgresql"):
-            self._url = self._url.set(drivername="postgresql+psycopg2")
-        self._timeout_s = timeout_s
-        self._ready = False
+        self._store = SqlStore(path, url, timeout_s, _METADATA, _refused)
 
     @property
     def identity(self) -> str:
-        """A name for the database that holds no secret: ``sqlite``, or a hash of host, port and database."""
-        if not self._postgres:
-            return "sqlite"
-        place = f"{self._url.host}:{self._url.port}/{self._url.database}"
-        return f"postgres-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+        """A name for the database that holds no secret."""
+        return self._store.identity
 
     @property
     def shared(self) -> bool:
         """Whether other machines may write here too."""
-        return self._postgres
+        return self._store.shared
 
     @contextmanager
     def transaction(self, namespace: str) -> Iterator[Writing]:
@@ -142,11 +129,7 @@ class TrialStore:
         LedgerError
             If the database cannot be opened or refuses.
         """
-        with self._connected(write=True) as connection:
-            if self._postgres:
-                key = int.from_bytes(hashlib.sha256(f"mlbot trials {namespace}".encode()).digest()[:8], "big") >> 1
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-            _METADATA.create_all(connection)
+        with self._store.transaction(f"mlbot trials {namespace}") as connection:
             yield Writing(connection, namespace)
 
     def read(self, namespace: str) -> tuple[list[TrialRow], Head]:
@@ -164,7 +147,7 @@ class TrialStore:
             return rows, _head(connection, namespace)
 
         nothing: tuple[list[TrialRow], Head] = ([], Head(namespace, 0, GENESIS))
-        return self._reading(everything, nothing)
+        return self._store.reading(_HEADS, everything, nothing)
 
     def read_head(self, namespace: str) -> Head:
         """Return the head as the store keeps it; the empty one where there is no store.
@@ -174,50 +157,14 @@ class TrialStore:
         LedgerError
             If the database cannot be read.
         """
-        return self._reading(lambda connection: _head(connection, namespace), Head(namespace, 0, GENESIS))
-
-    def _reading(self, query: Callable[[Connection], T], nothing: T) -> T:
-        if not self._postgres and not self._path.exists():
-            return nothing
-        with self._connected(write=False) as connection:
-            return query(connection) if sa.inspect(connection).has_table(_HEADS.name) else nothing
-
-    @contextmanager
-    def _connected(self, *, write: bool) -> Iterator[Connection]:
-        engine = self._engine()
-        try:
-            with engine.connect() as connection:
-                if self._postgres:
-                    level = "READ COMMITTED" if write else "REPEATABLE READ"
-                    connection = connection.execution_options(isolation_level=level)
-                else:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-                yield connection
-                connection.commit()
-        except SQLAlchemyError as error:
-            # the driver's first line only: the rest of the message repeats the statement with its values
-            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise LedgerError(
-                f"the trial ledger ({'Postgres' if self._postgres else self._path}) refused: {cause}; if it is damaged "
-                "restore it from a backup, never delete it: it is the only count of what was tried"
-            ) from error
-        finally:
-            engine.dispose()
-
-    def _engine(self) -> Engine:
-        if self._postgres:
-            options = {"connect_timeout": max(1, int(self._timeout_s))}
-            return sa.create_engine(self._url, poolclass=NullPool, connect_args=options)
-        engine = sa.create_engine(self._url, poolclass=NullPool, connect_args={"timeout": self._timeout_s})
-        sa.event.listen(engine, "connect", _durable)
-        return engine
+        return self._store.reading(_HEADS, lambda connection: _head(connection, namespace), Head(namespace, 0, GENESIS))
 
 
-def _durable(connection: Any, _record: Any) -> None:
-    # SQLAlchemy begins when it is told to, not when the driver thinks that a statement writes
-    connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-        connection.execute(f"PRAGMA {pragma}")
+def _refused(place: str, cause: str) -> LedgerError:
+    return LedgerError(
+        f"the trial ledger ({place}) refused: {cause}; if it is damaged "
+        "restore it from a backup, never delete it: it is the only count of what was tried"
+    )
 
 
 def _head(connection: Connection, namespace: str) -> Head:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,34 +31,8 @@ for i in range(12):
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    # Debian keeps the server's programs out of the PATH
-    places = [os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
-    initdb, pg_ctl = (shutil.which(name, path=os.pathsep.join(places)) for name in ("initdb", "pg_ctl"))
-    if initdb is None or pg_ctl is None:
-        if os.environ.get("MLBOT_REQUIRE_POSTGRES"):
-            pytest.fail("Postgres (initdb, pg_ctl) is required here and absent")
-        pytest.skip("no Postgres on this machine (initdb, pg_ctl)")
-    folder = Path(tmp_path_factory.mktemp("postgres"))
-    # Postgres refuses to run as root
-    who = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
-    if who:
-        for parent in (folder, *folder.parents):
-            if parent != Path("/") and not parent.stat().st_mode & 0o001:
-                parent.chmod(parent.stat().st_mode | 0o011)
-        folder.chmod(0o777)
-    data = folder / "data"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    subprocess.run([initdb, "-D", data, "-U", "me", "-A", "trust"], check=True, capture_output=True, cwd=folder, **who)
-    options = f"-h 127.0.0.1 -p {port} -k {folder}"
-    start = [pg_ctl, "-D", data, "-o", options, "-l", folder / "log", "-w", "start"]
-    subprocess.run(start, check=True, stdout=subprocess.DEVNULL, cwd=folder, **who)
-    yield f"postgresql://me@127.0.0.1:{port}/postgres"
-    subprocess.run(
-        [pg_ctl, "-D", data, "-m", "fast", "-t", "240", "stop"], check=True, capture_output=True, cwd=folder, **who
-    )
+def url(postgres_url):
+    return postgres_url
 
 
 def test_writers_on_different_machines_make_one_chain(url, tmp_path):

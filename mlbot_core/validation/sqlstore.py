@@ -1,0 +1,131 @@
+"""Small durable tables that must outlive the warehouse: a SQLite file, or Postgres, through SQLAlchemy Core.
+
+Knows nothing of what the rows mean. One write transaction at a time: ``BEGIN IMMEDIATE`` on the file, an advisory lock
+in Postgres; committed at its end, rolled back on any exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+T = TypeVar("T")
+
+
+class SqlStore:
+    """One database.
+
+    Parameters
+    ----------
+    path
+        The SQLite file (WAL, ``synchronous=FULL``).
+    url
+        SQLAlchemy URL of Postgres; None for the file.
+    timeout_s
+        Longest wait for a lock of the database, in seconds.
+    metadata
+        The tables, created by the first write.
+    refused
+        Makes the error of a refusal, from where the store is (for people, without secrets) and the cause.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        url: str | None,
+        timeout_s: float,
+        metadata: sa.MetaData,
+        refused: Callable[[str, str], Exception],
+    ) -> None:
+        self._path = path
+        self._postgres = url is not None
+        self._url = sa.make_url(url) if url is not None else sa.URL.create("sqlite", database=str(path))
+        if self._postgres and self._url.drivername in ("postgres", "postgresql"):
+            self._url = self._url.set(drivername="postgresql+psycopg2")
+        self._timeout_s = timeout_s
+        self._metadata = metadata
+        self._refused = refused
+
+    @property
+    def identity(self) -> str:
+        """A name for the database that holds no secret: ``sqlite``, or a hash of host, port and database."""
+        if not self._postgres:
+            return "sqlite"
+        place = f"{self._url.host}:{self._url.port}/{self._url.database}"
+        return f"postgres-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+
+    @property
+    def shared(self) -> bool:
+        """Whether other machines may write here too."""
+        return self._postgres
+
+    @contextmanager
+    def transaction(self, lock: str) -> Iterator[Connection]:
+        """Open the one write transaction that there can be under the name ``lock``.
+
+        Raises
+        ------
+        Exception
+            What ``refused`` makes, if the database cannot be opened or refuses.
+        """
+        with self._connected(write=True) as connection:
+            if self._postgres:
+                key = int.from_bytes(hashlib.sha256(lock.encode()).digest()[:8], "big") >> 1
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+            self._metadata.create_all(connection)
+            yield connection
+
+    def reading(self, table: sa.Table, query: Callable[[Connection], T], nothing: T) -> T:
+        """Return what ``query`` finds at one moment, ``nothing`` where there is no store or no ``table`` yet.
+
+        Raises
+        ------
+        Exception
+            What ``refused`` makes, if the database cannot be read.
+        """
+        if not self._postgres and not self._path.exists():
+            return nothing
+        with self._connected(write=False) as connection:
+            return query(connection) if sa.inspect(connection).has_table(table.name) else nothing
+
+    @contextmanager
+    def _connected(self, *, write: bool) -> Iterator[Connection]:
+        engine = self._engine()
+        try:
+            with engine.connect() as connection:
+                if self._postgres:
+                    level = "READ COMMITTED" if write else "REPEATABLE READ"
+                    connection = connection.execution_options(isolation_level=level)
+                else:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+                yield connection
+                connection.commit()
+        except SQLAlchemyError as error:
+            # the driver's first line only: the rest of the message repeats the statement with its values
+            cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise self._refused("Postgres" if self._postgres else str(self._path), cause) from error
+        finally:
+            engine.dispose()
+
+    def _engine(self) -> Engine:
+        if self._postgres:
+            options = {"connect_timeout": max(1, int(self._timeout_s))}
+            return sa.create_engine(self._url, poolclass=NullPool, connect_args=options)
+        engine = sa.create_engine(self._url, poolclass=NullPool, connect_args={"timeout": self._timeout_s})
+        sa.event.listen(engine, "connect", _durable)
+        return engine
+
+
+def _durable(connection: Any, _record: Any) -> None:
+    # SQLAlchemy begins when it is told to, not when the driver thinks that a statement writes
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}")
