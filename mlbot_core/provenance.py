@@ -12,14 +12,34 @@ from mlbot_core.errors import MlbotError
 
 PACKAGE_DIR: Final = Path(__file__).resolve().parent
 CODE_ROOMS: Final = ("features", "targets", "validation", "models")
+# what happens to a model after its bytes are made: counting, judging, signing, promoting and loading it. That training
+# imports none of it is tested.
+AFTER_THE_BYTES: Final = (
+    "models/explain",
+    "models/gate",
+    "models/lift_plot",
+    "models/loading",
+    "models/registration",
+    "models/registry",
+    "models/signing",
+    "validation/criteria",
+    "validation/namespaces",
+    "validation/sqlstore",
+    "validation/trials",
+)
 
 
 class VersionError(MlbotError):
     """A version cannot be computed from what was given."""
 
 
-def code_version(package_dir: Path = PACKAGE_DIR, rooms: Sequence[str] = CODE_ROOMS) -> str:
+def code_version(
+    package_dir: Path = PACKAGE_DIR, rooms: Sequence[str] = CODE_ROOMS, without: Sequence[str] = ()
+) -> str:
     """Return the hash of the ``*.py`` files of some rooms (by default those that decide a model), 64 hex digits.
+
+    What only handles a finished model (:data:`AFTER_THE_BYTES`) is left out, and files whose path begins with one of
+    ``without``.
 
     It depends on the files' paths inside the package and on their bytes, not on where the package lies.
 
@@ -33,5 +53,10 @@ def code_version(package_dir: Path = PACKAGE_DIR, rooms: Sequence[str] = CODE_RO
         found = sorted((package_dir / room).rglob("*.py"))
         if not found:
             raise VersionError(f"no source files in {package_dir / room}; is the package installed with its sources?")
-        digests |= {p.relative_to(package_dir).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
+        paths = {path.relative_to(package_dir).as_posix(): path for path in found}
+        digests |= {
+            name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for name, path in paths.items()
+            if not name.startswith((*AFTER_THE_BYTES, *without))
+        }
     return hashlib.sha256(json.dumps(digests, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

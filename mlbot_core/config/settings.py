@@ -25,7 +25,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mlbot_core.config.base import Frozen, read_yaml
-from mlbot_core.config.features import DriftConfig, FeatureConfig, TargetConfig
+from mlbot_core.config.models import ModelsConfig
 from mlbot_core.config.quality import QualityConfig
 from mlbot_core.config.trading import FeesConfig, RiskConfig
 from mlbot_core.errors import ConfigError, UsageError
@@ -122,45 +122,6 @@ class IntervalsConfig(Frozen):
                 f"market {text!r} is not configured; choose one of {names} or add it to config/intervals.yaml"
             )
         return market
-
-
-class WalkForwardConfig(Frozen):
-    """Lengths of the walk-forward split, in days, and the embargo in bars."""
-
-    train_days: int = Field(ge=1)
-    min_train_days: int = Field(ge=1)
-    test_days: int = Field(ge=1)
-    embargo_bars: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> WalkForwardConfig:
-        if self.min_train_days > self.train_days:
-            raise ValueError(f"min_train_days {self.min_train_days} exceeds train_days {self.train_days}")
-        return self
-
-
-class LightGBMConfig(Frozen):
-    """Parameters of the direction classifier, by LightGBM's own names."""
-
-    n_estimators: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    num_leaves: int = Field(ge=2)
-    min_child_samples: int = Field(ge=1)
-    subsample: float = Field(gt=0, le=1)
-    subsample_freq: int = Field(ge=0)
-    colsample_bytree: float = Field(gt=0, le=1)
-    reg_lambda: float = Field(ge=0)
-    seed: int
-
-
-class ModelsConfig(Frozen):
-    """``models.yaml``."""
-
-    features: FeatureConfig
-    targets: TargetConfig
-    walk_forward: WalkForwardConfig
-    lightgbm: LightGBMConfig
-    drift: DriftConfig = DriftConfig()
 
 
 class Settings(Frozen):

@@ -1,12 +1,14 @@
-"""Direction models: one protocol, a registry, walk-forward training, versions. Heavy libraries load on use."""
+"""Models: one protocol, a registry, walk-forward training, versions. Heavy libraries load on use."""
 
-from mlbot_core.models.artefact import ArtefactError
+from mlbot_core.models.artefact import ArtefactError, LibraryMismatchError
 from mlbot_core.models.base import (
+    FORECAST,
     LABELS,
     MODEL_TYPES,
+    OUTCOMES,
     PROBABILITIES,
-    DirectionModel,
     FeatureMismatchError,
+    Model,
     ModelError,
     NotFittedError,
     TrainingDataError,
@@ -18,15 +20,18 @@ from mlbot_core.models.version import VersionInputs, code_version, library_versi
 from mlbot_core.models.walkforward import Fold, FrameError, LeakError, WalkForwardResult, walk_forward
 
 __all__ = [
+    "FORECAST",
     "LABELS",
     "MODEL_TYPES",
+    "OUTCOMES",
     "PROBABILITIES",
     "ArtefactError",
-    "DirectionModel",
     "FeatureMismatchError",
     "Fold",
     "FrameError",
     "LeakError",
+    "LibraryMismatchError",
+    "Model",
     "ModelError",
     "NotFittedError",
     "TrainingDataError",

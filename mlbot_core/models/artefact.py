@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,10 @@ FORMAT: Final = 1
 
 class ArtefactError(MlbotError):
     """A stored model is missing, damaged or not the one that was asked for. It is not used."""
+
+
+class LibraryMismatchError(ArtefactError):
+    """A stored model was trained with another release of its library. It is not used."""
 
 
 def write_artefact(folder: Path, payload: Mapping[str, bytes], meta: Mapping[str, Any]) -> None:
@@ -78,6 +83,51 @@ def read_artefact(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             )
         payload[name] = data
     return meta, payload
+
+
+def open_artefact(folder: Path, model_type: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return meta and payload of a model of one type; see :func:`read_artefact`.
+
+    Raises
+    ------
+    ArtefactError
+        If it is missing, damaged or of another type.
+    """
+    meta, payload = read_artefact(folder)
+    if meta.get("type") != model_type:
+        raise ArtefactError(f"{folder} holds a {meta.get('type')!r} model, not {model_type!r}; load it as what it is")
+    return meta, payload
+
+
+def check_libraries(folder: Path, meta: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse a model that another release of a library trained: its forecasts here were never measured.
+
+    Parameters
+    ----------
+    folder
+        For the message.
+    meta
+        Of the artefact; ``libraries`` holds name to version.
+    names
+        Installed packages that must be the same release.
+
+    Raises
+    ------
+    LibraryMismatchError
+        Naming both versions.
+    ArtefactError
+        If the meta does not say what trained it.
+    """
+    trained = meta.get("libraries")
+    for name in names:
+        if not isinstance(trained, dict) or name not in trained:
+            raise ArtefactError(f"{folder} does not say which {name} trained it; train the model again")
+        here = version(name)
+        if trained[name] != here:
+            raise LibraryMismatchError(
+                f"{folder} was trained with {name} {trained[name]}, this environment has {name} {here}, which may "
+                f"forecast otherwise; train the model again, or run it where {name} {trained[name]} is installed"
+            )
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

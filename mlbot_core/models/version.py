@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, Final
@@ -11,9 +11,26 @@ from typing import Any, Final
 from mlbot_core.models.canonical import canonical_json, sha256_hex
 from mlbot_core.provenance import VersionError, code_version
 
-LIBRARIES: Final = ("lightgbm", "numba", "numpy", "pandas", "scipy")
+LIBRARIES: Final = ("numba", "numpy", "pandas", "scipy")
+"""What features, targets and every model rest on."""
+MODEL_LIBRARIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "lightgbm": ("lightgbm",),
+    "catboost": ("catboost",),
+    "tft": ("lightning", "pytorch-forecasting", "safetensors", "torch"),
+}
+"""What a model type rests on beside them."""
+OWN_FILES: Final[Mapping[str, tuple[str, ...]]] = {
+    "lightgbm": ("models/lightgbm",),
+    "catboost": ("models/catboost",),
+    "tft": ("models/tft",),
+    "ridge": ("models/baselines", "models/linear"),
+    "momentum": ("models/baselines", "models/linear"),
+    "constant": ("models/baselines", "models/linear"),
+    "meta": ("models/meta",),
+}
+"""Source files of a model type that no other type uses, by the beginning of their path."""
 
-__all__ = ["LIBRARIES", "VersionError", "VersionInputs", "code_version", "library_versions", "model_version"]
+__all__ = ["OWN_FILES", "VersionError", "VersionInputs", "code_of", "code_version", "library_versions", "model_version"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +40,7 @@ class VersionInputs:
     Parameters
     ----------
     code
-        :func:`code_version`.
+        :func:`code_of` the model type.
     market
         For instance ``BTC-2h``.
     source
@@ -35,7 +52,7 @@ class VersionInputs:
         Walk-forward test period by open time of bars, UTC ms; no label known after its end trained anything.
     feature_set
         Hash of the feature set.
-    targets, walk_forward
+    targets, walk_forward, weights
         Their sections of ``models.yaml``, as plain JSON values (``model_dump(mode="json")``).
     model_type
         For instance ``lightgbm``.
@@ -56,6 +73,7 @@ class VersionInputs:
     feature_set: str
     targets: Mapping[str, Any]
     walk_forward: Mapping[str, Any]
+    weights: Mapping[str, Any]
     model_type: str
     params: Mapping[str, Any]
     seed: int
@@ -81,12 +99,20 @@ def model_version(inputs: VersionInputs) -> str:
         raise VersionError(f"the model version needs plain JSON values: {error}") from error
 
 
-def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
-    """Return the installed versions of libraries and of Python, without importing them.
+def code_of(model_type: str) -> str:
+    """Return the version of the code that decides a model's bytes: that of other model types does not count."""
+    mine = OWN_FILES.get(model_type, ())
+    others = {name for names in OWN_FILES.values() for name in names} - set(mine)
+    return code_version(without=sorted(others))
+
+
+def library_versions(model_type: str) -> dict[str, str]:
+    """Return the installed versions of Python and of what a model type rests on, without importing them.
 
     Raises
     ------
     importlib.metadata.PackageNotFoundError
         If one is not installed.
     """
+    names = (*LIBRARIES, *MODEL_LIBRARIES.get(model_type, ()))
     return {"python": platform.python_version()} | {name: version(name) for name in names}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -13,18 +13,11 @@ import pandas as pd
 
 from mlbot_core.clock import format_utc
 from mlbot_core.errors import MlbotError
-from mlbot_core.models.base import (
-    LABELS,
-    PROBABILITIES,
-    DirectionModel,
-    TrainingDataError,
-    blank_rows,
-    check_columns,
-    check_weights,
-)
+from mlbot_core.models.base import FORECAST, OUTCOMES, Model, TrainingDataError, blank_rows, check_weights
+from mlbot_core.models.fold_scores import fold_scores, mean_importance
+from mlbot_core.models.fold_store import FoldStore
 
-FORECAST_COLUMNS: Final = ("ts", "fold", *PROBABILITIES, "train_end_ms", "model_version")
-_LOSS_FLOOR: Final = 1e-15
+FORECAST_COLUMNS: Final = ("ts", "fold", *FORECAST, "train_end_ms", "model_version")
 
 
 class LeakError(MlbotError):
@@ -32,7 +25,7 @@ class LeakError(MlbotError):
 
 
 class FrameError(MlbotError):
-    """Features, targets and folds do not fit together."""
+    """Features, outcomes and folds do not fit together."""
 
 
 class Fold(Protocol):
@@ -68,7 +61,7 @@ class Fold(Protocol):
 
 
 Progress = Callable[[int, int, dict[str, Any]], None]
-Weights = npt.ArrayLike | Callable[[npt.NDArray[np.int64]], npt.ArrayLike]
+Weights = Callable[[npt.NDArray[np.int64]], npt.ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -78,17 +71,12 @@ class WalkForwardResult:
     Parameters
     ----------
     forecasts
-        ``ts`` (int64), ``fold`` (int64), ``p_down, p_neutral, p_up`` (NaN where the bar had no feature at all),
-        ``train_end_ms`` (int64), ``model_version``; one row per test bar, ascending in ``ts``.
+        ``ts`` (int64), ``fold`` (int64), the columns of :data:`mlbot_core.models.base.FORECAST` (NaN where the bar had
+        no forecast), ``train_end_ms`` (int64), ``model_version``; one row per test bar, ascending in ``ts``.
     fold_table
-        One row a fold: ``fold``; ``train_rows`` (used), ``test_rows``, ``forecast_rows``; ``train_start_ms,
-        train_end_ms, test_start_ms, test_end_ms``; ``last_label_ms`` (when the newest training label was settled);
-        ``directional_rows`` (forecasts whose label is up or down), ``hits`` (of these, the sign of
-        ``p_up - p_down`` is the label's), ``hit_rate``; ``log_loss`` of the forecasts with a label, in nats, and
-        ``base_log_loss`` of always forecasting the training frequencies, on the same rows. NaN where nothing counts.
+        One row a fold; see :func:`mlbot_core.models.fold_scores.fold_scores`.
     importance
-        ``feature, gain_share`` (mean over folds of the share of the total gain), ``gain_share_std`` (over folds,
-        population), ``splits`` (mean), ``folds_used`` (folds that split on it); greatest share first.
+        See :func:`mlbot_core.models.fold_scores.mean_importance`.
     final_model
         Trained on ``final_idx``, or None where that was not asked for.
     """
@@ -96,7 +84,7 @@ class WalkForwardResult:
     forecasts: pd.DataFrame
     fold_table: pd.DataFrame
     importance: pd.DataFrame
-    final_model: DirectionModel | None
+    final_model: Model | None
 
     @property
     def hits(self) -> int:
@@ -111,155 +99,196 @@ class WalkForwardResult:
 
 @dataclass(frozen=True)
 class _Data:
+    X: pd.DataFrame
+    y: pd.DataFrame
     ts: npt.NDArray[np.int64]
-    matrix: npt.NDArray[np.float64]
-    names: list[str]
-    label: npt.NDArray[np.float64]
     settled: npt.NDArray[np.float64]
-    weights: Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None
     usable: npt.NDArray[np.bool_]
 
-    def frame(self, rows: npt.NDArray[np.int64]) -> pd.DataFrame:
-        return pd.DataFrame(self.matrix[rows], columns=self.names)
+    def train(self, rows: npt.NDArray[np.int64], model: Model, weights: Weights | None) -> Model:
+        """Fit on rows; the model is handed nothing after the last of them."""
+        first, stop = max(0, int(rows[0]) - model.context_bars), int(rows[-1]) + 1
+        weight = None if weights is None else check_weights(np.asarray(weights(rows)), len(rows))
+        return model.fit(self.X.iloc[first:stop], self.y.iloc[first:stop], rows - first, weight)
 
-    def train(self, rows: npt.NDArray[np.int64], make_model: Callable[[], DirectionModel]) -> DirectionModel:
-        weight = None if self.weights is None else self.weights(rows)
-        return make_model().fit(self.frame(rows), self.label[rows], weight)
+    def forecast(self, rows: npt.NDArray[np.int64], model: Model) -> pd.DataFrame:
+        """Forecast rows; the model is handed their context and nothing after the last of them."""
+        first, stop = max(0, int(rows.min()) - model.context_bars), int(rows.max()) + 1
+        return model.predict(self.X.iloc[first:stop], rows - first)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One fold's result."""
+
+    forecasts: pd.DataFrame
+    scores: dict[str, Any]
+    importance: pd.DataFrame
 
 
 def walk_forward(
-    features: pd.DataFrame,
-    targets: pd.DataFrame,
+    X: pd.DataFrame,
+    y: pd.DataFrame,
     folds: Sequence[Fold],
-    make_model: Callable[[], DirectionModel],
+    make_model: Callable[[], Model],
     progress: Progress | None = None,
     *,
     model_version: str,
     weights: Weights | None = None,
-    feature_names: Sequence[str] | None = None,
     final_idx: npt.ArrayLike | None = None,
-    on_model: Callable[[int, DirectionModel], None] | None = None,
+    store: FoldStore | None = None,
+    jobs: int = 1,
 ) -> WalkForwardResult:
     """Train and forecast fold by fold.
 
-    Rows train when they have a label and at least one known feature; every test row gets a forecast, labelled or not.
+    Rows train when their outcome is known and they have at least one known feature; every test row gets a forecast,
+    with or without an outcome.
 
     Parameters
     ----------
-    features
-        ``ts`` (int64, UTC ms, strictly ascending) and float64 feature columns.
-    targets
-        The same ``ts``; ``tb_label`` (-1, 0, 1; NaN while open) and ``tb_t1`` (UTC ms when the label was settled;
-        anything where the label is NaN).
+    X
+        Shape (bars, features), float64; the index is the open time of each bar, int64 UTC ms, strictly ascending.
+    y
+        On the same index: the columns of :data:`mlbot_core.models.base.OUTCOMES`, and ``t1``, when the outcome that
+        the model learns was settled, UTC ms (anything where it is NaN).
     folds
         See :class:`Fold`. A bar may be tested by one fold only.
     make_model
         Returns a new unfitted model.
     progress
-        Called after each fold with (folds done, folds in all, that fold's row of the table).
+        Called after each fold with (folds done, folds in all, that fold's scores), from this thread.
     model_version
         Written beside every forecast; see :mod:`mlbot_core.models.version`.
     weights
-        One weight >= 0 per row of ``features``, or a function of the rows that train (positions, int64) that returns
-        theirs: for weights that depend on the other training labels, such as their uniqueness, and must therefore be
-        made per fold. None for equal weights.
-    feature_names
-        Columns to use; all but ``ts`` by default.
+        Given the rows that train (positions, int64), returns one weight >= 0 for each; None for equal weights. It is
+        asked per fold, because a label's uniqueness depends on the labels it trains beside.
     final_idx
         Rows to train one more model on, for what comes after the data; None for no such model.
-    on_model
-        Called with (fold number, fitted model) after each fold, for instance to store it.
+    store
+        Where fold models are kept; folds that are there already are not trained again, so a run that was killed goes
+        on where it stopped. None keeps nothing.
+    jobs
+        Folds at a time, in threads: for models that leave the interpreter while they train.
 
     Raises
     ------
     LeakError
-        If a training label was settled after its fold's test began, or the test window begins after its first row.
+        If a training outcome was settled after its fold's test began, or the test window begins after its first row.
     FrameError
         If the frames are not aligned, a column is missing, or folds overlap or point outside.
     TrainingDataError
         If there are no folds, or a fold has nothing to learn from; the fold is named.
     """
-    data = _prepare(features, targets, weights, feature_names)
+    data = _prepare(X, y, make_model().target)
     if not folds:
         raise TrainingDataError("no folds: the data is shorter than walk_forward.min_train_days plus one test window")
     _check_folds(folds, len(data.ts))
     for fold in folds:
         _check_leak(fold, data)
+    training = {fold.index: _usable_rows(fold.train_idx, data, f"fold {fold.index}") for fold in folds}
     final_rows = None if final_idx is None else _usable_rows(final_idx, data, "final_idx")
 
-    forecasts: list[pd.DataFrame] = []
-    rows: list[dict[str, Any]] = []
-    importances: list[pd.DataFrame] = []
-    for done, fold in enumerate(folds, start=1):
-        train = _usable_rows(fold.train_idx, data, f"fold {fold.index}")
-        try:
-            model = data.train(train, make_model)
-        except TrainingDataError as error:
-            raise TrainingDataError(
-                f"fold {fold.index} (test from {format_utc(fold.test_start_ms)}): {error}"
-            ) from error
-        test = np.asarray(fold.test_idx, dtype=np.int64)
-        p = model.predict_proba(data.frame(test))
-        frame = pd.DataFrame({"ts": data.ts[test], "fold": np.full(len(test), fold.index, dtype=np.int64)})
-        frame[list(PROBABILITIES)] = p.to_numpy(dtype=np.float64)
-        frame["train_end_ms"] = np.full(len(test), fold.train_end_ms, dtype=np.int64)
-        frame["model_version"] = model_version
-        forecasts.append(frame)
-        rows.append(_fold_row(fold, data, train, test, p.to_numpy(dtype=np.float64)))
-        importances.append(model.feature_importance())
-        if on_model is not None:
-            on_model(int(fold.index), model)
+    def work(fold: Fold) -> _Done:
+        model = None if store is None else store.load(fold.index)
+        if model is None:
+            try:
+                model = data.train(training[fold.index], make_model(), weights)
+            except TrainingDataError as error:
+                raise TrainingDataError(
+                    f"fold {fold.index} (test from {format_utc(fold.test_start_ms)}): {error}"
+                ) from error
+            if store is not None:
+                store.save(fold.index, model)
+        return _finish(fold, data, training[fold.index], model, model_version)
+
+    done: dict[int, _Done] = {}
+    for index, result in _spread(folds, work, jobs):
+        done[index] = result
         if progress is not None:
-            progress(done, len(folds), dict(rows[-1]))
+            progress(len(done), len(folds), dict(result.scores))
+    ordered = [done[fold.index] for fold in folds]
 
-    final_model = None if final_rows is None else data.train(final_rows, make_model)
-    merged = pd.concat(forecasts, ignore_index=True).sort_values("ts", ignore_index=True)
-    return WalkForwardResult(merged[list(FORECAST_COLUMNS)], pd.DataFrame(rows), _importance(importances), final_model)
+    final_model = None
+    if final_rows is not None:
+        final_model = None if store is None else store.load(None)
+        if final_model is None:
+            final_model = data.train(final_rows, make_model(), weights)
+            if store is not None:
+                store.save(None, final_model)
+    merged = pd.concat([d.forecasts for d in ordered], ignore_index=True).sort_values("ts", ignore_index=True)
+    return WalkForwardResult(
+        merged[list(FORECAST_COLUMNS)],
+        pd.DataFrame([d.scores for d in ordered]),
+        mean_importance([d.importance for d in ordered]),
+        final_model,
+    )
 
 
-def _prepare(
-    features: pd.DataFrame,
-    targets: pd.DataFrame,
-    weights: Weights | None,
-    feature_names: Sequence[str] | None,
-) -> _Data:
-    for what, frame, columns in (("features", features, ["ts"]), ("targets", targets, ["ts", "tb_label", "tb_t1"])):
-        absent = [name for name in columns if name not in frame.columns]
-        if absent:
-            raise FrameError(f"the {what} lack the columns {', '.join(absent)}")
-    ts = features["ts"].to_numpy(dtype=np.int64)
-    other = targets["ts"].to_numpy(dtype=np.int64)
+def _spread(folds: Sequence[Fold], work: Callable[[Fold], _Done], jobs: int) -> Any:
+    """Yield (fold number, result) as folds are done; after a failure no further fold is begun."""
+    if jobs <= 1 or len(folds) == 1:
+        for fold in folds:
+            yield fold.index, work(fold)
+        return
+    with ThreadPoolExecutor(max_workers=min(jobs, len(folds)), thread_name_prefix="fold") as pool:
+        waiting: dict[Future[_Done], int] = {pool.submit(work, fold): fold.index for fold in folds}
+        try:
+            while waiting:
+                ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in sorted(ready, key=lambda f: waiting[f]):
+                    yield waiting.pop(future), future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _finish(fold: Fold, data: _Data, train: npt.NDArray[np.int64], model: Model, version: str) -> _Done:
+    test = np.asarray(fold.test_idx, dtype=np.int64)
+    said = data.forecast(test, model)
+    frame = pd.DataFrame({"ts": data.ts[test], "fold": np.full(len(test), fold.index, dtype=np.int64)})
+    frame[list(FORECAST)] = said[list(FORECAST)].to_numpy(dtype=np.float64)
+    frame["train_end_ms"] = np.full(len(test), fold.train_end_ms, dtype=np.int64)
+    frame["model_version"] = version
+    when = {
+        "fold": int(fold.index),
+        "train_rows": len(train),
+        "test_rows": len(test),
+        "train_start_ms": int(fold.train_start_ms),
+        "train_end_ms": int(fold.train_end_ms),
+        "test_start_ms": int(fold.test_start_ms),
+        "test_end_ms": int(fold.test_end_ms),
+        "last_label_ms": int(data.settled[train].max()),
+    }
+    scores = fold_scores(frame, data.y.iloc[test], data.y["label"].to_numpy(dtype=np.float64)[train])
+    return _Done(frame, when | scores, model.feature_importance())
+
+
+def _prepare(X: pd.DataFrame, y: pd.DataFrame, target: str) -> _Data:
+    absent = [name for name in (*OUTCOMES, "t1") if name not in y.columns]
+    if absent:
+        raise FrameError(f"the outcomes lack the columns {', '.join(absent)}")
+    ts = X.index.to_numpy(dtype=np.int64)
+    other = y.index.to_numpy(dtype=np.int64)
     if not np.array_equal(ts, other):
         raise FrameError(
-            f"features ({len(ts)} rows) and targets ({len(other)} rows) do not hold the same bars; "
-            "join them on ts first"
+            f"features ({len(ts)} rows) and outcomes ({len(other)} rows) do not hold the same bars; "
+            "join them on the open time first"
         )
     if np.any(np.diff(ts) <= 0):
         at = int(np.argmax(np.diff(ts) <= 0)) + 1
-        raise FrameError(f"bar {format_utc(int(ts[at]))} is repeated or out of order in features and targets")
-    names = [c for c in features.columns if c != "ts"] if feature_names is None else list(feature_names)
-    absent = [name for name in names if name not in features.columns]
-    if absent:
-        raise FrameError(f"the features lack the columns {', '.join(absent[:5])}")
-    matrix = check_columns(features[names])
-    label = targets["tb_label"].to_numpy(dtype=np.float64, na_value=np.nan)
-    settled = targets["tb_t1"].to_numpy(dtype=np.float64, na_value=np.nan)
-    labelled = ~np.isnan(label)
-    # Milliseconds since 1970 are far below 2**53, so float64 holds them exactly.
-    wrong = labelled & ~(settled >= ts)
-    if wrong.any():
-        at = int(np.argmax(wrong))
+        raise FrameError(f"bar {format_utc(int(ts[at]))} is repeated or out of order in features and outcomes")
+    learnt = y[target].to_numpy(dtype=np.float64)
+    settled = y["t1"].to_numpy(dtype=np.float64)
+    known = ~np.isnan(learnt)
+    # written so that a NaN time is odd as well
+    odd = known & ~(settled > ts)
+    if odd.any():
+        at = int(np.argmax(odd))
         raise FrameError(
-            f"bar {format_utc(int(ts[at]))} has label {label[at]:g} but tb_t1 {settled[at]}, which is not after it"
+            f"the {target} of bar {format_utc(int(ts[at]))} says it was settled at {settled[at]}, which is not after it"
         )
-    return _Data(ts, matrix, names, label, settled, _per_row(weights, len(ts)), labelled & ~blank_rows(matrix))
-
-
-def _per_row(weights: Weights | None, rows: int) -> Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None:
-    if weights is None or callable(weights):
-        return weights
-    values = np.asarray(check_weights(weights, rows), dtype=np.float64)
-    return lambda index: values[index]
+    blank = blank_rows(X.to_numpy(dtype=np.float64)) if X.shape[1] else np.ones(len(X), dtype=np.bool_)
+    return _Data(X, y, ts, settled, known & ~blank)
 
 
 def _check_folds(folds: Sequence[Fold], rows: int) -> None:
@@ -285,7 +314,7 @@ def _check_leak(fold: Fold, data: _Data) -> None:
             f"{format_utc(first_test)}"
         )
     train = np.asarray(fold.train_idx, dtype=np.int64)
-    late = train[~np.isnan(data.label[train]) & (data.settled[train] > fold.test_start_ms)]
+    late = train[data.usable[train] & (data.settled[train] > fold.test_start_ms)]
     if len(late):
         at = int(late[0])
         raise LeakError(
@@ -305,67 +334,10 @@ def _usable_rows(given: npt.ArrayLike, data: _Data, who: str) -> npt.NDArray[np.
     index = np.asarray(given, dtype=np.int64)
     if len(index) and (index.min() < 0 or index.max() >= len(data.ts)):
         raise FrameError(f"{who}: rows {index.min()}..{index.max()} of a frame of {len(data.ts)}")
-    usable: npt.NDArray[np.int64] = index[data.usable[index]]
+    usable: npt.NDArray[np.int64] = np.sort(index[data.usable[index]])
     if len(usable) == 0:
         raise TrainingDataError(
-            f"{who}: none of the {len(index)} training rows has both a label and a known feature; "
+            f"{who}: none of the {len(index)} training rows has both an outcome and a known feature; "
             "check that raw series and features of that time are materialized"
         )
     return usable
-
-
-def _fold_row(
-    fold: Fold,
-    data: _Data,
-    train: npt.NDArray[np.int64],
-    test: npt.NDArray[np.int64],
-    p: npt.NDArray[np.float64],
-) -> dict[str, Any]:
-    label = data.label[test]
-    known = ~np.isnan(p[:, 0])
-    scored = known & ~np.isnan(label)
-    column = np.searchsorted(LABELS, label[scored].astype(np.int64))
-    frequency = np.array([np.mean(data.label[train] == c) for c in LABELS])
-    directional = scored & (label != 0)
-    hits = int(np.sum(np.sign(p[directional, 2] - p[directional, 0]) == label[directional]))
-    n = int(directional.sum())
-    return {
-        "fold": int(fold.index),
-        "train_rows": len(train),
-        "test_rows": len(test),
-        "forecast_rows": int(known.sum()),
-        "train_start_ms": int(fold.train_start_ms),
-        "train_end_ms": int(fold.train_end_ms),
-        "test_start_ms": int(fold.test_start_ms),
-        "test_end_ms": int(fold.test_end_ms),
-        "last_label_ms": int(data.settled[train].max()),
-        "directional_rows": n,
-        "hits": hits,
-        "hit_rate": hits / n if n else math.nan,
-        "log_loss": _log_loss(p[scored, column]),
-        "base_log_loss": _log_loss(frequency[column]),
-    }
-
-
-def _log_loss(probability: npt.NDArray[np.float64]) -> float:
-    if len(probability) == 0:
-        return math.nan
-    return float(-np.mean(np.log(np.clip(probability, _LOSS_FLOOR, 1.0))))
-
-
-def _importance(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    names = sorted(folds[0]["feature"])
-    gain = np.stack([f.set_index("feature")["gain"].reindex(names).to_numpy(dtype=np.float64) for f in folds])
-    splits = np.stack([f.set_index("feature")["splits"].reindex(names).to_numpy(dtype=np.float64) for f in folds])
-    total = gain.sum(axis=1, keepdims=True)
-    share = np.divide(gain, total, out=np.zeros_like(gain), where=total > 0)
-    frame = pd.DataFrame(
-        {
-            "feature": names,
-            "gain_share": share.mean(axis=0),
-            "gain_share_std": share.std(axis=0),
-            "splits": splits.mean(axis=0),
-            "folds_used": (splits > 0).sum(axis=0).astype(np.int64),
-        }
-    )
-    return frame.sort_values(["gain_share", "feature"], ascending=[False, True], ignore_index=True)

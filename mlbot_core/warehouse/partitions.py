@@ -205,7 +205,7 @@ def require_many(
         if missing:
             raise MissingDataError(
                 f"{asset} from {source} has no data for {_few(missing)}; materialize it first "
-                "(mlbot backfill), then run this again"
+                f"({'mlbot train' if asset == 'forecasts' else 'mlbot backfill'}), then run this again"
             )
         problems = [
             problem

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlbot_core.config.models import MODEL_NAMES
 from mlbot_core.models.canonical import canonical_json, sha256_hex
-from mlbot_core.models.version import VersionError, VersionInputs, code_version, library_versions, model_version
+from mlbot_core.models.version import (
+    OWN_FILES,
+    VersionError,
+    VersionInputs,
+    code_of,
+    code_version,
+    library_versions,
+    model_version,
+)
+from mlbot_core.provenance import AFTER_THE_BYTES, PACKAGE_DIR
 
 INPUTS = VersionInputs(
     code="c0de",
@@ -24,6 +36,7 @@ INPUTS = VersionInputs(
     feature_set="f00d",
     targets={"horizon": 12, "barrier_width": 1.0},
     walk_forward={"train_days": 540},
+    weights={"oldest": 1.0},
     model_type="lightgbm",
     params={"learning_rate": 0.03},
     seed=7,
@@ -40,6 +53,7 @@ OTHER: dict[str, Any] = {
     "feature_set": "f00e",
     "targets": {"horizon": 12, "barrier_width": 1.5},
     "walk_forward": {"train_days": 541},
+    "weights": {"oldest": 0.5},
     "model_type": "catboost",
     "params": {"learning_rate": 0.030000000000000002},
     "seed": 8,
@@ -51,7 +65,36 @@ def test_golden() -> None:
     # Pinned: a change of the canonical form would silently rename every stored model.
     assert canonical_json({"b": [1, 2.5, None, True], "a": "é"}) == '{"a":"\\u00e9","b":[1,2.5,null,true]}'
     assert sha256_hex("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert model_version(INPUTS) == "4b7bbde327f55047df3f778941cecc1cb19dcd640e510363e6d059265f788e74"
+    assert model_version(INPUTS) == "edae96f79373164a2e2e1838148215301e6543fa0f74d3199389eb10b82ca5ab"
+
+
+def test_what_handles_a_finished_model_is_no_part_of_its_version_and_training_does_not_use_it() -> None:
+    code = (
+        "import sys, mlbot_core.models.training, mlbot_core.models.meta_training\n"
+        "print(*[name for name in sys.modules if name.startswith('mlbot_core.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    used = [name.removeprefix("mlbot_core.").replace(".", "/") for name in done.stdout.split()]
+    assert "models/walkforward" in used
+    assert [name for name in used if name.startswith(AFTER_THE_BYTES)] == []
+    files = [path.relative_to(PACKAGE_DIR).as_posix() for path in PACKAGE_DIR.rglob("*.py")]
+    for prefix in AFTER_THE_BYTES:
+        assert any(name.startswith(prefix) for name in files), prefix
+
+
+@pytest.mark.parametrize("model_type", [*MODEL_NAMES])
+def test_a_model_type_uses_no_file_that_is_left_out_of_its_version(model_type: str) -> None:
+    code = (
+        "import sys, mlbot_core.models.training\n"
+        "from mlbot_core.models.base import model_class\n"
+        f"model_class({model_type!r})\n"
+        "print(*[name for name in sys.modules if name.startswith('mlbot_core.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    used = [name.removeprefix("mlbot_core.").replace(".", "/") for name in done.stdout.split()]
+    others = {name for names in OWN_FILES.values() for name in names} - set(OWN_FILES[model_type])
+    assert [name for name in used if name.startswith(tuple(others))] == []
+    assert code_of(model_type) != code_version()
 
 
 def test_order_of_keys_does_not_matter() -> None:
@@ -116,4 +159,7 @@ def test_code_version_reads_sources_and_nothing_else(tmp_path: Path) -> None:
 
 def test_of_this_package() -> None:
     assert len(code_version()) == 64
-    assert set(library_versions()) == {"python", "lightgbm", "numba", "numpy", "pandas", "scipy"}
+    common = {"python", "numba", "numpy", "pandas", "scipy"}
+    assert set(library_versions("lightgbm")) == common | {"lightgbm"}
+    assert set(library_versions("meta")) == common
+    assert "torch" in library_versions("tft")
