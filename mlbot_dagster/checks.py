@@ -16,6 +16,7 @@ DESCRIPTIONS = {
     "coverage": "Every bar of the test period outside skipped folds has a forecast.",
     "drift": "Few enough features of the month are distributed otherwise than in the model's training window.",
     "ood": "Few enough bars lie outside of what the model was trained on.",
+    "forecast_drift": "The newest fold's forecasts are distributed as those of the folds before it.",
     "bookkeeping": "An independent bookkeeping (vectorbt) of the same fills has the same equity.",
     "criteria": "The user's criteria at the traded size and at unit exposure. Failing refuses promotion, nothing else.",
 }

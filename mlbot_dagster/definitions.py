@@ -6,13 +6,14 @@ import dagster as dg
 
 from mlbot_core.config import load_settings
 from mlbot_dagster import jobs, logs, orphans, schedules, upkeep
-from mlbot_dagster.assets import backtests, drift, features, models, raw, targets
+from mlbot_dagster.assets import backtests, drift, explanations, features, models, raw, targets
 from mlbot_dagster.resources import MarketData, WarehouseResource
 
 _settings = load_settings()
+_ROOMS = (raw, features, targets, models, explanations, drift, backtests)
 
 defs = dg.Definitions(
-    assets=[asset for room in (raw, features, targets, models, drift, backtests) for asset in room.build(_settings)],
+    assets=[asset for room in _ROOMS for asset in room.build(_settings)],
     jobs=[*jobs.build(_settings), *upkeep.jobs()],
     schedules=schedules.build(_settings),
     sensors=orphans.build(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from mlbot_core.config import Settings
-from mlbot_dagster.assets import backtests, drift, features, models, raw, targets
+from mlbot_dagster.assets import backtests, drift, explanations, features, models, raw, targets
 
 INGEST = "ingest"
 FEATURES = "features_and_targets"
@@ -14,8 +14,9 @@ PULL = "pull"
 TRAIN = "train"
 BACKTEST = "backtest"
 REPORT = "report"
-RESEARCH = "research"
+STACK = "stack"
 DRIFT = "drift"
+EXPLAIN = "explain"
 
 
 def build(settings: Settings) -> list[dg.UnresolvedAssetJobDefinition]:
@@ -31,10 +32,11 @@ def build(settings: Settings) -> list[dg.UnresolvedAssetJobDefinition]:
         _job(PULL, raws | derived, "Pull any raw series, and derive features and targets: what `mlbot backfill` runs."),
         _job(DATA, needed | derived, "Pull the series that features are made of, then compute features and targets."),
         _job(TRAIN, trained, "Train walk-forward and store out-of-fold forecasts."),
+        _job(STACK, dg.AssetSelection.assets(models.META_KEY), "Stack stored forecasts of models and timeframes."),
         _job(BACKTEST, traded, "Backtest stored forecasts and write the report."),
         _job(REPORT, dg.AssetSelection.assets(backtests.REPORT_KEY), "Write the report of a stored backtest again."),
+        _job(EXPLAIN, dg.AssetSelection.assets(explanations.KEY), "Explain the newest models on bars they never saw."),
         _job(DRIFT, dg.AssetSelection.assets(drift.KEY), "Compare features with the newest model's training."),
-        _job(RESEARCH, trained | traded, "Train, backtest and report."),
     ]
 
 

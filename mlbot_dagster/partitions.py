@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import dagster as dg
 
 from mlbot_core.config import Settings
+from mlbot_core.config.models import BASE_MODELS, BASELINES, META_MODEL, MODEL_NAMES
 from mlbot_core.timeframe import Market, Month
 from mlbot_dagster import betas
 
@@ -18,7 +19,7 @@ betas.silence()
 MARKET = "market"
 MONTH = "month"
 MODEL = "model"
-MODEL_TYPES = ("lightgbm",)
+TRAINED_MODELS = (*BASE_MODELS, *BASELINES)
 
 
 def monthly(settings: Settings) -> dg.MultiPartitionsDefinition:
@@ -33,21 +34,40 @@ def monthly(settings: Settings) -> dg.MultiPartitionsDefinition:
     )
 
 
-def per_model(settings: Settings) -> dg.MultiPartitionsDefinition:
+def per_model(settings: Settings, models: Sequence[str] = MODEL_NAMES) -> dg.MultiPartitionsDefinition:
     """Market x model type."""
-    return dg.MultiPartitionsDefinition({MARKET: _markets(settings), MODEL: dg.StaticPartitionsDefinition(MODEL_TYPES)})
+    return dg.MultiPartitionsDefinition({MARKET: _markets(settings), MODEL: dg.StaticPartitionsDefinition(models)})
 
 
-def all_months_of_the_market() -> dg.MultiPartitionMapping:
-    """A model partition rests on every month of its market."""
+def of_the_same_market() -> dg.MultiPartitionMapping:
+    """A partition rests on everything of its market: a model on all months, a month on all models."""
     return dg.MultiPartitionMapping(
         {MARKET: dg.DimensionPartitionMapping(dimension_name=MARKET, partition_mapping=dg.IdentityPartitionMapping())}
     )
 
 
-def of_the_same_market() -> dg.MultiPartitionMapping:
-    """A month rests on every model of its market."""
-    return all_months_of_the_market()
+def the_same_model(models: Sequence[str]) -> dg.MultiPartitionMapping:
+    """A partition rests on the one of its own name, where that is among these models."""
+    same = dg.StaticPartitionMapping({model: model for model in models})
+    return dg.MultiPartitionMapping(
+        {
+            MARKET: dg.DimensionPartitionMapping(MARKET, dg.IdentityPartitionMapping()),
+            MODEL: dg.DimensionPartitionMapping(MODEL, same),
+        }
+    )
+
+
+def every_model_of_the_symbol(settings: Settings) -> dg.MultiPartitionMapping:
+    """A meta-model rests on all stacked models of all timeframes of its symbol."""
+    markets = settings.intervals.markets
+    of_symbol = {str(m): [str(other) for other in markets if other.symbol == m.symbol] for m in markets}
+    stacked = {model: META_MODEL for model in settings.models.meta.models}
+    return dg.MultiPartitionMapping(
+        {
+            MARKET: dg.DimensionPartitionMapping(MARKET, dg.StaticPartitionMapping(of_symbol)),
+            MODEL: dg.DimensionPartitionMapping(MODEL, dg.StaticPartitionMapping(stacked)),
+        }
+    )
 
 
 def split_months(keys: Iterable[str]) -> dict[Market, tuple[Month, ...]]:

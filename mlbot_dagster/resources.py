@@ -1,9 +1,10 @@
 """Resources: the store behind its lock, and the chosen source of market data."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -50,6 +51,9 @@ class MarketData(dg.ConfigurableResource):
         description=f"One of {', '.join(SOURCE_NAMES)}; empty: as in config/intervals.yaml (or MLBOT_SOURCE).",
     )
 
+    _source: Source | None = PrivateAttr(default=None)
+    _opened: ExitStack = PrivateAttr(default_factory=ExitStack)
+
     @cached_property
     def settings(self) -> Settings:
         """The configuration, read once a run."""
@@ -86,11 +90,31 @@ class MarketData(dg.ConfigurableResource):
         """From a bar's close to its decision, ms."""
         return self.settings.intervals.settle_delay_ms(self.name)
 
-    @contextmanager
-    def connect(self) -> Iterator[Source]:
-        """Open the source; for the emulator, a server of this process where none is running already."""
-        with self._server() as url, open_source(self.name, self.settings, self.clock, base_url=url) as source:
-            yield source
+    def asked_now(self, run_id: str) -> dict[str, Any]:
+        """Return what every request for stored data has in common: from where, how settled, known by when, for whom."""
+        return {
+            "source": self.name,
+            "settle_delay_ms": self.settle_delay_ms,
+            "known_by_ms": self.clock.now_ms(),
+            "run_id": run_id,
+        }
+
+    def open(self) -> Source:
+        """Return the source, opened once a run: what it has to ask of itself (a plan, what is served) is asked once.
+
+        For the emulator it is a server of this process, where none is running already.
+        """
+        if self._source is None:
+            with ExitStack() as opening:
+                url = opening.enter_context(self._server())
+                self._source = opening.enter_context(open_source(self.name, self.settings, self.clock, base_url=url))
+                self._opened = opening.pop_all()
+        return self._source
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 - as Dagster calls it
+        """Close the source at the end of the run, however it ended."""
+        self._source = None
+        self._opened.close()
 
     @contextmanager
     def _server(self) -> Iterator[str | None]:

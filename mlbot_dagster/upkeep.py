@@ -43,8 +43,7 @@ def read_newest_bars(
     market = Market.parse(config.market)
     store = warehouse.open(market_data.clock)
     requests = [_request(name, market, market_data, context.run_id) for name in CATALOGUE]
-    with market_data.connect() as source:
-        done = refresh_many(store, source, market_data.clock, requests, config.bars)
+    done = refresh_many(store, market_data.open(), market_data.clock, requests, config.bars)
     for one in done:
         _tell(context, one.outcomes)
     new, restated = sum(one.inserted for one in done), sum(one.restated for one in done)
@@ -61,17 +60,16 @@ def fill_open_gaps(
     """Repair the gaps of a market; fail at the end if a series failed."""
     market = Market.parse(config.market)
     store = warehouse.open(market_data.clock)
-    with market_data.connect() as source:
-        done = gap_repair(
-            store,
-            source,
-            market_data.clock,
-            [market],
-            quality=market_data.settings.intervals.quality,
-            settle_delay_ms=market_data.settle_delay_ms,
-            run_id=context.run_id,
-            identity=market_data.identity,
-        )
+    done = gap_repair(
+        store,
+        market_data.open(),
+        market_data.clock,
+        [market],
+        quality=market_data.settings.intervals.quality,
+        settle_delay_ms=market_data.settle_delay_ms,
+        run_id=context.run_id,
+        identity=market_data.identity,
+    )
     for one in done:
         _tell(context, one.outcomes)
         context.log.info(f"{market} {one.series}: {one.filled_bars} of {one.asked_bars} missing bars filled")

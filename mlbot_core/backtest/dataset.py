@@ -17,6 +17,7 @@ from mlbot_core.backtest.funding import funding_of
 from mlbot_core.backtest.report import render_report, summary_row
 from mlbot_core.backtest.run import BacktestInput, BacktestResult, run_backtest
 from mlbot_core.backtest.trial import count_and_judge, namespace_of
+from mlbot_core.backtest.verdict import measured_json
 from mlbot_core.config import FeesConfig, RiskConfig
 from mlbot_core.errors import MissingDataError
 from mlbot_core.models.training import FORECAST_CHECKS, FORECASTS_TABLE, REGISTRY_TABLE
@@ -138,7 +139,7 @@ def backtest(
         {
             "created_at": pa.array([warehouse.clock.now_ms()], pa.int64()),
             "data_version": [outcome.version],
-            "summary": [json.dumps(summary, default=str, sort_keys=True)],
+            "summary": [json.dumps(summary | {"measured": measured_json(result.metrics)}, default=str, sort_keys=True)],
             "run_id": [request.run_id],
         }
     )
@@ -187,6 +188,7 @@ def compute(
             "label": labels["tb_label"],
             "width": labels["tb_width"],
             "t1": np.where(labels["tb_t1"] >= 0, labels["tb_t1"], np.nan),
+            "score": labels["var_ret"] / float(model.inputs["targets"]["barrier_width"]),
         }
     )
     data = BacktestInput(
@@ -195,7 +197,7 @@ def compute(
         model_type=request.model_type,
         model_version=model.version,
         bars=bars,
-        forecasts=forecasts[["ts", "fold", "p_down", "p_neutral", "p_up"]],
+        forecasts=forecasts[["ts", "fold", "p_down", "p_neutral", "p_up", "score"]],
         targets=targets,
         funding=funding,
         fees=fees,

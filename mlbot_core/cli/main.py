@@ -10,9 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from mlbot_core import __version__
+from mlbot_core.cli import browser, explanations, output, research, selection
+from mlbot_core.cli import compare as compare_command
 from mlbot_core.cli import db as db_commands
 from mlbot_core.cli import features as feature_commands
-from mlbot_core.cli import output, research, selection
+from mlbot_core.cli import models as model_commands
+from mlbot_core.cli import research_table as table_commands
 from mlbot_core.cli import series as series_commands
 from mlbot_core.cli import status as state
 from mlbot_core.cli.launcher import RunResult, launch
@@ -35,9 +38,9 @@ app = typer.Typer(
 STEPS: Mapping[str, int] = {
     "features_and_targets": 2,
     "train": 1,
+    "stack": 1,
     "backtest": 2,
     "report": 1,
-    "research": 3,
 }
 
 Interval = Annotated[
@@ -50,7 +53,14 @@ Source = Annotated[
     ),
 ]
 Symbol = Annotated[str, typer.Option("--symbol", help="A configured symbol.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="Model type.")]
+Model = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="lightgbm, catboost, tft, ridge, momentum, constant, meta or all; may be repeated; default: lightgbm.",
+    ),
+]
 From = Annotated[str | None, typer.Option("--from", help="First date, UTC, like 2024-03-01.")]
 To = Annotated[str | None, typer.Option("--to", help="End date, UTC, exclusive, like 2025-07-01.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, progress to standard error.")]
@@ -117,6 +127,8 @@ def features(
 
 app.add_typer(feature_commands.app, name="features")
 app.add_typer(db_commands.app, name="db")
+explanations.register(model_commands.app)
+app.add_typer(model_commands.app, name="models")
 app.add_typer(series_commands.app, name="series")
 
 
@@ -125,9 +137,13 @@ def train(
     interval: Interval = None,
     source: Source = None,
     symbol: Symbol = "BTC",
-    model: Model = "lightgbm",
+    model: Model = None,
     start: From = None,
     end: To = None,
+    optimize: Annotated[
+        bool, typer.Option("--optimize", help="Search parameters on what lies before --from first; goes on if stopped.")
+    ] = False,
+    trials: Annotated[int | None, typer.Option(min=1, help="Parameter sets to try; default: as configured.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train walk-forward; --from and --to bound the test period."""
@@ -135,10 +151,10 @@ def train(
     period = {"start": start, "end": end}
     for option, text in (("--from", start), ("--to", end)):
         selection.instant(text, option)
-    config = {"models__forecasts": {key: value for key, value in period.items() if value is not None}}
-    runs = selection.model_runs("train", chosen, selection.model_type(model), name, config)
-    results = _launch(runs, settings, as_json)
-    _finish(results, as_json)
+    asked = {key: value for key, value in period.items() if value is not None}
+    search = {"optimize": True} | ({} if trials is None else {"trials": trials}) if optimize else None
+    phases = selection.training_phases(selection.models_of(settings, chosen, model), name, asked, search)
+    _finish([result for runs in phases for result in _launch(runs, settings, as_json)], as_json)
 
 
 @app.command()
@@ -146,14 +162,14 @@ def backtest(
     interval: Interval = None,
     source: Source = None,
     symbol: Symbol = "BTC",
-    model: Model = "lightgbm",
+    model: Model = None,
     as_json: Json = False,
 ) -> None:
     """Trade the stored forecasts with all costs; write the report."""
     settings, name, chosen = _resolve(source, symbol, interval)
-    runs = selection.model_runs("backtest", chosen, selection.model_type(model), name)
-    results = _launch(runs, settings, as_json)
-    _finish(results, as_json, _summaries(settings, name, chosen, model), _reports(settings, name, chosen, model))
+    models = selection.models_of(settings, chosen, model)
+    results = _launch(selection.model_runs("backtest", models, name), settings, as_json)
+    _finish(results, as_json, _summaries(settings, name, models), _reports(settings, name, models))
 
 
 @app.command()
@@ -161,19 +177,18 @@ def report(
     interval: Interval = None,
     source: Source = None,
     symbol: Symbol = "BTC",
-    model: Model = "lightgbm",
+    model: Model = None,
     open_: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write the HTML report of a stored backtest again."""
     settings, name, chosen = _resolve(source, symbol, interval)
-    runs = selection.model_runs("report", chosen, selection.model_type(model), name)
-    results = _launch(runs, settings, as_json)
-    paths = _reports(settings, name, chosen, model)
+    models = selection.models_of(settings, chosen, model)
+    results = _launch(selection.model_runs("report", models, name), settings, as_json)
+    paths = _reports(settings, name, models)
     if open_:
-        for path in paths:
-            typer.launch(str(path))
-    _finish(results, as_json, _summaries(settings, name, chosen, model), paths)
+        browser.open_files(paths, output.console(to_stderr=as_json))
+    _finish(results, as_json, _summaries(settings, name, models), paths)
 
 
 @app.command()
@@ -232,11 +247,12 @@ def demo(as_json: Json = False) -> None:
     months = selection.months(settings, clock_from_env(), name, START, None)
     series = selection.raw_series(settings, "needed")
     runs = selection.pull_runs(settings, chosen, months, name, series, derive=True, again=False)
-    runs += selection.model_runs("research", chosen, "lightgbm", name)
+    models = selection.models_of(settings, chosen, None)
+    for phase in selection.training_phases(models, name, {}):
+        runs += phase
+    runs += selection.model_runs("backtest", models, name)
     results = _launch(runs, settings, as_json)
-    _finish(
-        results, as_json, _summaries(settings, name, chosen, "lightgbm"), _reports(settings, name, chosen, "lightgbm")
-    )
+    _finish(results, as_json, _summaries(settings, name, models), _reports(settings, name, models))
     console.print(
         "The market above is synthetic and its signal was planted: it shows that the machinery works, nothing else."
     )
@@ -244,6 +260,8 @@ def demo(as_json: Json = False) -> None:
 
 
 research.register(app)
+compare_command.register(app)
+app.add_typer(table_commands.research, name="research")
 
 
 def main() -> None:
@@ -349,23 +367,19 @@ def _by_timeframe(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: Market.parse(f"{row['symbol']}-{row['timeframe']}"))
 
 
-def _summaries(settings: Settings, source: str, chosen: Sequence[Market], model: str) -> list[dict[str, Any]]:
-    names = {(market.symbol, str(market.timeframe)) for market in chosen}
+def _summaries(settings: Settings, source: str, models: Sequence[tuple[Market, str]]) -> list[dict[str, Any]]:
+    asked = {(market.symbol, str(market.timeframe), model) for market, model in models}
     with Warehouse(settings.warehouse_path, clock_from_env()).read() as con:
         rows = state.backtests(con, source)
-    return _by_timeframe(
-        [row for row in rows if (row["symbol"], row["timeframe"]) in names and row["model_type"] == model]
-    )
+    return _by_timeframe([row for row in rows if (row["symbol"], row["timeframe"], row["model_type"]) in asked])
 
 
-def _reports(settings: Settings, source: str, chosen: Sequence[Market], model: str) -> list[Path]:
-    """Return the newest report of each market."""
+def _reports(settings: Settings, source: str, models: Sequence[tuple[Market, str]]) -> list[Path]:
+    """Return the newest report of each market and model type."""
     found = []
-    for market in chosen:
-        paths = sorted(
-            settings.reports_dir.glob(f"{market}-{model}-{source}-*.html"), key=lambda path: path.stat().st_mtime
-        )
-        found += paths[-1:]
+    for market, model in models:
+        paths = settings.reports_dir.glob(f"{market}-{model}-{source}-*.html")
+        found += sorted(paths, key=lambda path: path.stat().st_mtime)[-1:]
     return found
 
 

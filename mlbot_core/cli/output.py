@@ -30,14 +30,26 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Group:
-    """Return what ends a demo or backtest: one line a timeframe, from ``summary_row``, and the verdicts beneath.
+    """Return what ends a demo or backtest: one line a model, from ``summary_row``, and the verdicts beneath.
 
     Sharpe ratio (net, annual, with its 95 % interval) and drawdown are at unit exposure.
     """
-    columns = ("interval", "bars", "feat.", "folds", "days", "trades", "hit rate", "net Sharpe [95 %]", "max DD")
+    columns = (
+        "interval",
+        "model",
+        "bars",
+        "feat.",
+        "folds",
+        "days",
+        "trades",
+        "hit rate",
+        "net Sharpe [95 %]",
+        "max DD",
+    )
     cells = [
         (
             row["timeframe"],
+            row["model_type"],
             f"{row['bars']:,}",
             row["features"],
             row["folds"],
@@ -49,8 +61,8 @@ def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Group:
         )
         for row in rows
     ]
-    verdicts = [Text(f"{row['timeframe']:>4} verdict: {row['verdict']}") for row in rows]
-    return Group(table(title, columns, cells, right=columns[1:]), *verdicts)
+    verdicts = [Text(f"{row['timeframe']:>4} {row['model_type']} verdict: {row['verdict']}") for row in rows]
+    return Group(table(title, columns, cells, right=columns[2:]), *verdicts)
 
 
 def console(*, to_stderr: bool = False) -> Console:

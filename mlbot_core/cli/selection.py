@@ -9,10 +9,10 @@ from typing import Any
 
 from mlbot_core.clock import Clock, parse_utc_ms
 from mlbot_core.config import Settings
+from mlbot_core.config.models import BASE_MODELS, META_MODEL, MODEL_NAMES
 from mlbot_core.config.settings import SOURCE_NAMES
 from mlbot_core.errors import UsageError
 from mlbot_core.market import CATALOGUE, CORE_SERIES, series_spec
-from mlbot_core.models.base import MODEL_TYPES
 from mlbot_core.sources import open_source
 from mlbot_core.timeframe import DAY_MS, Market, Month, Timeframe
 
@@ -164,17 +164,30 @@ class _Never:
         raise AssertionError(f"nobody waits {seconds} s here")
 
 
-def model_type(text: str) -> str:
-    """Return a known model type.
+def models_of(settings: Settings, chosen: Sequence[Market], asked: Sequence[str] | None) -> list[tuple[Market, str]]:
+    """Return markets and model types, in the order in which they are trained.
+
+    Parameters
+    ----------
+    asked
+        Model types; ``all`` for every one, where it is trained by default; none for the first.
 
     Raises
     ------
     UsageError
-        If it is unknown.
+        If one is unknown.
     """
-    if text not in MODEL_TYPES:
-        raise UsageError(f"model {text!r} is unknown; choose one of {', '.join(MODEL_TYPES)}")
-    return text
+    names = asked or [BASE_MODELS[0]]
+    unknown = [name for name in names if name not in (*MODEL_NAMES, "all")]
+    if unknown:
+        raise UsageError(f"model {unknown[0]!r} is unknown; choose one of {', '.join(MODEL_NAMES)}, or all")
+    schedules = settings.models.walk_forward.models
+
+    def wanted(market: Market, name: str) -> bool:
+        only = schedules[name].timeframes if name in schedules else []
+        return name in names or ("all" in names and (not only or str(market.timeframe) in only))
+
+    return [(market, name) for market in chosen for name in MODEL_NAMES if wanted(market, name)]
 
 
 def raw_series(settings: Settings, asked: str) -> tuple[str, ...]:
@@ -237,15 +250,35 @@ def data_runs(job: str, chosen: Sequence[Market], over: Sequence[Month], source:
     ]
 
 
-def model_runs(
-    job: str,
-    chosen: Sequence[Market],
-    model: str,
-    source: str,
-    config: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Run]:
-    """Return one run a market for one model type."""
+def model_runs(job: str, models: Sequence[tuple[Market, str]], source: str) -> list[Run]:
+    """Return one run a market and model type."""
     return [
-        Run(job, f"{market} {model}", f"{market}|{model}", f"{market}|{model}", source, config or {})
-        for market in chosen
+        Run(job, f"{job} {market} {model}", f"{market}|{model}", f"{market}|{model}", source)
+        for market, model in models
     ]
+
+
+def training_phases(
+    models: Sequence[tuple[Market, str]],
+    source: str,
+    period: Mapping[str, str],
+    search: Mapping[str, Any] | None = None,
+) -> list[list[Run]]:
+    """Return the runs that train, in phases: the meta-model stacks what all markets have, so it comes after them all.
+
+    Parameters
+    ----------
+    models
+        Of :func:`models_of`.
+    period
+        ``start`` and ``end`` of the test period, as far as they are asked for.
+    search
+        ``optimize`` and ``trials``, where parameters are searched first; the meta-model has none.
+    """
+    first = model_runs("train", [pair for pair in models if pair[1] != META_MODEL], source)
+    second = model_runs("stack", [pair for pair in models if pair[1] == META_MODEL], source)
+    phases = [
+        (first, {"models__forecasts": {**period, **(search or {})}}),
+        (second, {"models__meta": dict(period)}),
+    ]
+    return [[dataclasses.replace(run, config=config) for run in runs] for runs, config in phases if runs]

@@ -10,14 +10,14 @@ import pandas as pd
 
 from mlbot_core.backtest.metrics import daily_returns
 from mlbot_core.backtest.run import DECISION_LATENCY_MS
-from mlbot_core.backtest.simulator import SimulationParams, simulate
+from mlbot_core.backtest.simulator import Forecasts, SimulationParams, simulate
 from mlbot_core.config import FeesConfig
 from mlbot_core.decision.costs import costs_from_fees
-from mlbot_core.decision.sizing import target_positions
 from mlbot_core.errors import MissingDataError
 from mlbot_core.features.build import build_features
 from mlbot_core.features.registry import FeatureSet, all_features, make_feature_set
 from mlbot_core.models.base import model_class
+from mlbot_core.models.training_data import outcomes
 from mlbot_core.models.walkforward import walk_forward
 from mlbot_core.research.bench_config import FEATURES, Kind, NullBenchConfig, Profile
 from mlbot_core.research.bench_skill import PathSkill, measure
@@ -143,7 +143,7 @@ def run_path(
     rows = forecasts.merge(y, on="ts", validate="one_to_one")
     bars = forecasts[["ts"]].merge(prepared.bars, on="ts", validate="one_to_one")
     gross, net = (_daily(rows, bars, market, fees) for fees in (_NO_FEES, config.fees))
-    forecast = (rows["p_up"] - rows["p_down"]).to_numpy(dtype=np.float64)
+    forecast = rows["score"].to_numpy(dtype=np.float64)
     outcome = (rows["tb_ret"] / rows["tb_width"]).to_numpy(dtype=np.float64)
     skill = measure(
         forecast,
@@ -173,8 +173,8 @@ def _forecasts(
     split = WalkForward(wanted).split(t0, claimed, start, int(ts[-1]) + market.timeframe.ms, market.timeframe)
     make = model_class("lightgbm")
     result = walk_forward(
-        x,
-        y.assign(tb_t1=claimed),
+        x.set_index("ts"),
+        outcomes(y, profile.targets.barrier_width, "label").assign(t1=claimed).set_index(pd.Index(ts, name="ts")),
         list(split),
         lambda: make.from_config(profile.lightgbm, 1),
         model_version="null-bench",
@@ -191,12 +191,13 @@ def _daily(rows: pd.DataFrame, bars: pd.DataFrame, market: Market, fees: FeesCon
         fee=costs.taker,
         slippage=costs.slippage,
         initial_nav=10_000.0,
-        cap=float("inf"),
+        cost_round_trip=costs.round_trip,
+        # unit exposure: all of the NAV, never trimmed
+        cap=1.0,
+        trim_ratio=float("inf"),
     )
     ts, open_, high, low, close = (bars[name].to_numpy() for name in ("ts", "open", "high", "low", "close"))
-    down, up, width = (rows[name].to_numpy() for name in ("p_down", "p_up", "tb_width"))
-    wanted = target_positions(down, up, width, costs.round_trip, 1.0)
-    done = simulate(ts, open_, high, low, close, wanted, params)
+    done = simulate(ts, open_, high, low, close, Forecasts(rows["score"] * rows["tb_width"]), params)
     return daily_returns(done.ts, done.nav, params.initial_nav)
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import dagster as dg
 
 from mlbot_core.config import Settings
+from mlbot_core.config.models import META_MODEL
 from mlbot_core.observability.sparkline import sparkline
 from mlbot_dagster import checks, metadata
 from mlbot_dagster.assets import models, raw
-from mlbot_dagster.partitions import all_months_of_the_market, per_model, split_models
+from mlbot_dagster.partitions import TRAINED_MODELS, of_the_same_market, per_model, split_models, the_same_model
 from mlbot_dagster.resources import MarketData, WarehouseResource
 
 GROUP = "backtests"
@@ -18,7 +19,9 @@ REPORT_KEY = dg.AssetKey([GROUP, "report"])
 CHECKS = ("bookkeeping", "criteria")
 ADVISORY = ("criteria",)
 # parts of the summary which other metadata say better
-SAID = frozenset({"timeframe", "synthetic", "start_ms", "end_ms"})
+SAID = frozenset(
+    {"timeframe", "synthetic", "start_ms", "end_ms", "psr", "dsr", "n_trials", "pbo", "significance", "ledger_head"}
+)
 
 
 def build(settings: Settings) -> list[dg.AssetsDefinition]:
@@ -31,10 +34,11 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
             "exposure; the same fills kept in vectorbt's books as a cross-check."
         ),
         deps=[
-            models.KEY,
-            dg.AssetDep(raw.key("price"), partition_mapping=all_months_of_the_market()),
-            dg.AssetDep(raw.key("funding_settled"), partition_mapping=all_months_of_the_market()),
-            dg.AssetDep(raw.key("funding_rate"), partition_mapping=all_months_of_the_market()),
+            dg.AssetDep(models.KEY, partition_mapping=the_same_model(TRAINED_MODELS)),
+            dg.AssetDep(models.META_KEY, partition_mapping=the_same_model([META_MODEL])),
+            dg.AssetDep(raw.key("price"), partition_mapping=of_the_same_market()),
+            dg.AssetDep(raw.key("funding_settled"), partition_mapping=of_the_same_market()),
+            dg.AssetDep(raw.key("funding_rate"), partition_mapping=of_the_same_market()),
         ],
         kinds={"vectorbt", "numba", "duckdb"},
         check_specs=checks.specs(KEY, CHECKS, ADVISORY),
@@ -56,7 +60,9 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
             market_data.settings.risk,
         )
         period = {"period": metadata.span(done.result.start_ms, done.result.end_ms)}
-        extra = period | {name: value for name, value in done.summary.items() if value is not None and name not in SAID}
+        told = {name: value for name, value in done.summary.items() if value is not None and name not in SAID}
+        held = {f"hold {name}": value for name, value in told.pop("hold").items() if value is not None}
+        extra = period | told | held
         extra |= flat(significance_block(done.result))
         extra["model_version"] = str(extra["model_version"])[:12]
         metadata.describe(context, [done.outcome], market_data.name, plot=_plot(done.result), extra=extra)

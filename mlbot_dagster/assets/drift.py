@@ -10,7 +10,7 @@ from mlbot_core.observability.thumbnails import bar_png
 from mlbot_core.warehouse import PartitionOutcome
 from mlbot_dagster import checks, metadata
 from mlbot_dagster.assets import features, models
-from mlbot_dagster.partitions import MODEL_TYPES, monthly, of_the_same_market, split_months
+from mlbot_dagster.partitions import TRAINED_MODELS, monthly, of_the_same_market, split_months
 from mlbot_dagster.resources import MarketData, WarehouseResource
 
 GROUP = "models"
@@ -27,7 +27,7 @@ _COLUMNS = (
 class DriftRunConfig(dg.Config):
     """Which model's training window is compared with."""
 
-    model_type: str = MODEL_TYPES[0]
+    model_type: str = TRAINED_MODELS[0]
 
 
 def build(settings: Settings) -> list[dg.AssetsDefinition]:
@@ -63,14 +63,7 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         chosen = market_data.settings.models
         outcomes: list[PartitionOutcome] = []
         for market, months in split_months(context.partition_keys).items():
-            request = DatasetRequest(
-                market_data.name,
-                market,
-                months,
-                market_data.settle_delay_ms,
-                market_data.clock.now_ms(),
-                context.run_id,
-            )
+            request = DatasetRequest(market=market, months=months, **market_data.asked_now(context.run_id))
             outcomes += materialize_drift(store, request, chosen.features, chosen.drift, config.model_type)
         shares = {o.key.partition: float(o.checks[0].detail["share"]) for o in outcomes}
         plot = metadata.Plot(

@@ -1,101 +1,217 @@
-"""Models: walk-forward out-of-fold forecasts, one partition a market and model type."""
+"""Models: walk-forward out-of-fold forecasts, one partition a market and model type, and what stacks them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 
 from mlbot_core.clock import parse_utc_ms
 from mlbot_core.config import Settings
+from mlbot_core.config.models import META_MODEL
 from mlbot_core.observability.sparkline import small_table
-from mlbot_core.observability.thumbnails import bar_png
+from mlbot_core.observability.thumbnails import bar_png, markdown_image
+from mlbot_core.warehouse import Warehouse
 from mlbot_dagster import checks, metadata
 from mlbot_dagster.assets import features, targets
-from mlbot_dagster.partitions import all_months_of_the_market, per_model, split_models
+from mlbot_dagster.partitions import (
+    TRAINED_MODELS,
+    every_model_of_the_symbol,
+    of_the_same_market,
+    per_model,
+    split_models,
+)
 from mlbot_dagster.resources import MarketData, WarehouseResource
 
 GROUP = "models"
 KEY = dg.AssetKey([GROUP, "forecasts"])
+META_KEY = dg.AssetKey([GROUP, "meta"])
 CHECKS = ("duplicates", "purge", "coverage")
 
+_COLUMNS = (
+    *metadata.TIME_COLUMNS,
+    ("model_type", "string", "kind of model"),
+    ("model_version", "string", "hash of everything that decides the bytes of the model"),
+    ("fold", "bigint", "number of the walk-forward fold that forecast the bar"),
+    ("p_down", "double", "probability that the lower barrier is touched first"),
+    ("p_neutral", "double", "probability that neither barrier is touched"),
+    ("p_up", "double", "probability that the upper barrier is touched first"),
+    ("score", "double", "expected log return over the horizon, barrier widths"),
+    ("score_sd", "double", "its standard deviation, barrier widths"),
+    ("train_end_ms", "bigint", "end of the training window, UTC ms"),
+)
 
-class TrainConfig(dg.Config):
+
+class PeriodConfig(dg.Config):
     """Walk-forward test period, ISO dates in UTC; empty: as early as possible, and to the end of what is stored."""
 
     start: str | None = None
     end: str | None = None
 
 
+class TrainConfig(PeriodConfig):
+    """The period, and whether parameters are searched before it; ``trials`` instead of the configured number."""
+
+    optimize: bool = False
+    trials: int | None = None
+
+
 def build(settings: Settings) -> list[dg.AssetsDefinition]:
-    """Return the forecast asset."""
+    """Return the forecast assets."""
 
     @dg.asset(
         key=KEY,
         group_name=GROUP,
         description=(
-            "Out-of-fold forecasts of the direction model, retrained walk-forward; training labels that reach into a "
-            "test window are purged. Also stores the newest model and registers its version."
+            "Out-of-fold forecasts, retrained walk-forward; training labels that reach into a test window are purged. "
+            "Also stores the models of all folds and the newest one, and registers its version."
         ),
         deps=[
-            dg.AssetDep(features.key(settings), partition_mapping=all_months_of_the_market()),
-            dg.AssetDep(targets.KEY, partition_mapping=all_months_of_the_market()),
+            dg.AssetDep(features.key(settings), partition_mapping=of_the_same_market()),
+            dg.AssetDep(targets.KEY, partition_mapping=of_the_same_market()),
         ],
-        partitions_def=per_model(settings),
-        kinds={"lightgbm", "duckdb"},
+        partitions_def=per_model(settings, TRAINED_MODELS),
+        kinds={"lightgbm", "pytorch", "duckdb"},
         owners=metadata.OWNERS,
         tags={"mlbot/room": "models"},
+        metadata={"dagster/column_schema": metadata.schema(_COLUMNS)},
         check_specs=checks.specs(KEY, CHECKS),
     )
     def forecasts(
         context: dg.AssetExecutionContext, config: TrainConfig, warehouse: WarehouseResource, market_data: MarketData
     ) -> Iterator[dg.MaterializeResult]:
-        from mlbot_core.models.training import TrainRequest, train
+        from mlbot_core.models.training import train
+        from mlbot_core.research.optimized_training import train_optimized
 
-        ((market, model_type),) = split_models(context.partition_keys)
-        request = TrainRequest(
-            market_data.name,
-            market,
-            model_type,
-            None if config.start is None else parse_utc_ms(config.start),
-            None if config.end is None else parse_utc_ms(config.end),
-            market_data.settle_delay_ms,
-            market_data.clock.now_ms(),
-            market_data.settings.threads,
-            context.run_id,
+        store, asked, chosen = warehouse.open(market_data.clock), request(context, config, market_data), market_data
+        say = _progress(context)
+        if config.optimize:
+            trained, tuned = train_optimized(store, asked, chosen.settings, config.trials, _searching(context), say)
+            yield from _shown(context, store, asked, trained, market_data, _search(tuned))
+        else:
+            trained = train(store, asked, chosen.settings.models, chosen.settings.models_dir, say)
+            yield from _shown(context, store, asked, trained, market_data)
+
+    @dg.asset(
+        key=META_KEY,
+        group_name=GROUP,
+        description=(
+            "The meta-model: stacks the out-of-fold forecasts of all models and timeframes of the symbol, as of their "
+            "close, with their age and disagreement; it never sees a forecast of a bar that its model had trained on."
+        ),
+        deps=[
+            dg.AssetDep(KEY, partition_mapping=every_model_of_the_symbol(settings)),
+            dg.AssetDep(targets.KEY, partition_mapping=of_the_same_market()),
+        ],
+        partitions_def=per_model(settings, [META_MODEL]),
+        kinds={"numpy", "duckdb"},
+        owners=metadata.OWNERS,
+        tags={"mlbot/room": "models"},
+        metadata={"dagster/column_schema": metadata.schema(_COLUMNS)},
+        check_specs=checks.specs(META_KEY, CHECKS),
+    )
+    def meta(
+        context: dg.AssetExecutionContext, config: PeriodConfig, warehouse: WarehouseResource, market_data: MarketData
+    ) -> Iterator[dg.MaterializeResult]:
+        from mlbot_core.models.meta_training import base_timeframes, train_meta
+
+        store, asked = warehouse.open(market_data.clock), request(context, config, market_data)
+        chosen = market_data.settings
+        trained = train_meta(
+            store,
+            asked,
+            chosen.models,
+            base_timeframes(chosen.models.meta, chosen.intervals.timeframes),
+            chosen.models_dir,
+            _progress(context),
+        )
+        yield from _shown(context, store, asked, trained, market_data)
+
+    return [forecasts, meta]
+
+
+def request(context: dg.AssetExecutionContext, config: PeriodConfig, market_data: MarketData) -> Any:
+    """Return what the core needs to know of a model's run."""
+    from mlbot_core.models.training_data import TrainRequest
+
+    ((market, model_type),) = split_models(context.partition_keys)
+    return TrainRequest(
+        market_data.name,
+        market,
+        model_type,
+        None if config.start is None else parse_utc_ms(config.start),
+        None if config.end is None else parse_utc_ms(config.end),
+        market_data.settle_delay_ms,
+        market_data.clock.now_ms(),
+        market_data.settings.threads,
+        context.run_id,
+    )
+
+
+def _progress(context: dg.AssetExecutionContext) -> Callable[[int, int, dict[str, Any]], None]:
+    def say(done: int, total: int, row: dict[str, Any]) -> None:
+        context.log.info(f"fold {done} of {total}: {row['test_rows']} bars, hit rate {row['hit_rate']:.3f}")
+
+    return say
+
+
+def _searching(context: dg.AssetExecutionContext) -> Callable[[int, int, float, bool], None]:
+    def say(done: int, total: int, best: float, pruned: bool) -> None:
+        context.log.info(
+            f"trial {done} of {total}{', given up early' if pruned else ''}: best utility {best:.4f} a year"
         )
 
-        def progress(done: int, total: int, row: dict[str, Any]) -> None:
-            context.log.info(f"fold {done} of {total}: {row['test_rows']} bars, hit rate {row['hit_rate']:.3f}")
+    return say
 
-        trained = train(
-            warehouse.open(market_data.clock),
-            request,
-            market_data.settings.models,
-            market_data.settings.models_dir,
-            progress,
-        )
-        table = trained.result.fold_table
-        top = trained.result.importance.head(15)
-        gains = list(zip(top["feature"], top["gain_share"], strict=True))
-        plot = metadata.Plot(
-            small_table(("feature", "share of gain"), {str(f): float(g) for f, g in gains[:8]}),
-            bar_png(list(top["feature"]), list(top["gain_share"]), f"{context.partition_key}: share of gain"),
-        )
-        extra = {
-            "model version": trained.version[:12],
-            "folds": len(trained.split),
-            "skipped folds": len(trained.split.skipped),
-            "hit rate": trained.result.hits / max(1, trained.result.directional_rows),
-            "fold table": dg.MetadataValue.md(_markdown(table)),
-        }
-        metadata.describe(context, [trained.outcome], market_data.name, plot=plot, extra=extra)
-        yield dg.MaterializeResult(check_results=checks.results([trained.outcome], CHECKS))
 
-    return [forecasts]
+def _search(tuned: Any) -> dict[str, Any]:
+    """Return what a search for parameters shows of itself."""
+    from mlbot_core.research.tuning_plot import tuning_png
+
+    return {
+        "search": dg.MetadataValue.md(markdown_image(tuning_png(tuned), "trials and parameters")),
+        "search: period": metadata.span(tuned.start_ms, tuned.end_ms),
+        "search: trials": len(tuned.trials),
+        "search: given up early": int(tuned.trials["pruned"].sum()),
+        "search: yearly utility": tuned.utility,
+        "search: yearly utility as configured": tuned.configured_utility,
+        "search: parameters": dg.MetadataValue.json(dict(tuned.params)),
+        "search: study": tuned.study,
+    }
+
+
+def _shown(
+    context: dg.AssetExecutionContext,
+    store: Warehouse,
+    request: Any,
+    trained: Any,
+    market_data: MarketData,
+    further: Mapping[str, Any] | None = None,
+) -> Iterator[dg.MaterializeResult]:
+    from mlbot_core.models.registration import register_trained
+
+    entry = register_trained(store, request, trained, market_data.settings.models_dir)
+    top = trained.result.importance.head(15)
+    gains = list(zip(top["feature"], top["gain_share"], strict=True))
+    plot = metadata.Plot(
+        small_table(("feature", "share of importance"), {str(f): float(g) for f, g in gains[:8]}),
+        bar_png(list(top["feature"]), list(top["gain_share"]), f"{context.partition_key}: share of importance"),
+    )
+    extra = {
+        "model version": trained.version[:12],
+        "stage": "not registered" if entry is None else entry.stage,
+        "folds": len(trained.split),
+        "skipped folds": len(trained.split.skipped),
+        "hit rate": trained.result.hits / max(1, trained.result.directional_rows),
+        "rank IC, mean of folds": float(trained.result.fold_table["ic"].mean()),
+        "fold table": dg.MetadataValue.md(_markdown(trained.result.fold_table)),
+        **(further or {}),
+    }
+    metadata.describe(context, [trained.outcome], market_data.name, plot=plot, extra=extra)
+    yield dg.MaterializeResult(check_results=checks.results([trained.outcome], CHECKS))
 
 
 def _markdown(table: Any) -> str:
-    columns = ["fold", "train_rows", "test_rows", "hit_rate", "log_loss", "base_log_loss"]
+    columns = ["fold", "train_rows", "test_rows", "hit_rate", "ic", "log_loss", "base_log_loss"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in table[columns].to_dict("records"):
         cells = (f"{row[name]:.4f}" if isinstance(row[name], float) else str(row[name]) for name in columns)

@@ -61,19 +61,19 @@ def _asset(spec: SeriesSpec, settings: Settings) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult]:
         store = warehouse.open(market_data.clock)
         outcomes: list[PartitionOutcome] = []
-        with market_data.connect() as source:
-            for market, months in split_months(context.partition_keys).items():
-                request = IngestRequest(
-                    spec.name,
-                    market,
-                    months,
-                    market_data.settings.intervals.quality,
-                    market_data.settle_delay_ms,
-                    context.run_id,
-                    market_data.identity,
-                    config.skip_complete,
-                )
-                outcomes += ingest(store, source, market_data.clock, request)
+        source = market_data.open()
+        for market, months in split_months(context.partition_keys).items():
+            request = IngestRequest(
+                spec.name,
+                market,
+                months,
+                market_data.settings.intervals.quality,
+                market_data.settle_delay_ms,
+                context.run_id,
+                market_data.identity,
+                config.skip_complete,
+            )
+            outcomes += ingest(store, source, market_data.clock, request)
         plot = _plot(store, spec, outcomes)
         metadata.describe(context, outcomes, market_data.name, plot=plot)
         yield dg.MaterializeResult(check_results=checks.results(outcomes, CHECKS, ADVISORY))

@@ -60,14 +60,7 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         store = warehouse.open(market_data.clock)
         outcomes: list[PartitionOutcome] = []
         for market, months in split_months(context.partition_keys).items():
-            request = DatasetRequest(
-                market_data.name,
-                market,
-                months,
-                market_data.settle_delay_ms,
-                market_data.clock.now_ms(),
-                context.run_id,
-            )
+            request = DatasetRequest(market=market, months=months, **market_data.asked_now(context.run_id))
             outcomes += materialize_targets(store, request, market_data.settings.models.targets)
         shares = _class_balance(outcomes)
         plot = None

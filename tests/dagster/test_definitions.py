@@ -12,8 +12,10 @@ import dagster as dg
 import pytest
 
 from mlbot_core.config import load_settings
+from mlbot_core.config.models import BASE_MODELS, BASELINES, MODEL_NAMES
 from mlbot_core.market import CATALOGUE
 from mlbot_core.market.quality import QUALITY_CHECKS
+from mlbot_core.models import MODEL_TYPES
 from mlbot_core.timeframe import Market, Month
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +23,9 @@ HEAVY = ("torch", "vectorbt", "catboost", "lightgbm", "pytorch_forecasting", "op
 
 RAW = [f"raw/{series}" for series in CATALOGUE]
 MONTHLY = [*RAW, "features/core", "targets/labels", "models/drift"]
-PER_MODEL = ["models/forecasts", "backtests/backtest", "backtests/report"]
+TRADED = ["backtests/backtest", "backtests/report"]
+TRAINED = [*BASE_MODELS, *BASELINES]
+PER_MODEL = ["models/forecasts", "models/meta", "models/explanations", *TRADED]
 
 
 def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -54,7 +58,8 @@ def test_definitions_are_whole(defs):
         "drift",
         "backtest",
         "report",
-        "research",
+        "stack",
+        "explain",
         "refresh_recent_bars",
         "repair_gaps",
     }
@@ -139,12 +144,12 @@ def test_partition_keys_name_market_and_month_or_model(specs):
     assert all(Market.parse(market) and Month.parse(month).key == month for market, month in split)
     assert len(keys) == len(markets) * len(months)
     assert now is None or months[-1] == now.key
-    models = specs["models/forecasts"].partitions_def.get_partition_keys()
-    assert set(models) == {f"{market}|lightgbm" for market in markets}
+    for name, models in (("models/forecasts", TRAINED), ("models/meta", ["meta"]), *((n, MODEL_NAMES) for n in TRADED)):
+        keys = specs[name].partitions_def.get_partition_keys()
+        assert set(keys) == {f"{market}|{model}" for market in markets for model in models}, name
+    assert set(MODEL_NAMES) == set(MODEL_TYPES) == {*TRAINED, "meta"}
     for name in MONTHLY:
         assert specs[name].partitions_def == specs["raw/price"].partitions_def, name
-    for name in PER_MODEL:
-        assert specs[name].partitions_def == specs["models/forecasts"].partitions_def, name
 
 
 def test_the_current_month_is_a_partition(specs):
@@ -169,6 +174,26 @@ def test_a_model_rests_on_every_month_of_its_market(defs):
         keys = set(mapped.partitions_subset.get_partition_keys())
         assert {key.split("|")[0] for key in keys} == {"BTC-2h"}
         assert "BTC-2h|2020-10-01" in keys
+
+
+def test_lineage_of_models_runs_partition_by_partition(defs):
+    graph = defs.resolve_asset_graph()
+
+    def upstream(child: str, partition: str, parent: str) -> set[str]:
+        down, up = (dg.AssetKey(name.split("/")) for name in (child, parent))
+        mapped = graph.get_partition_mapping(down, up).get_upstream_mapped_partitions_result_for_partitions(
+            graph.get(down).partitions_def.subset_with_partition_keys([partition]),
+            graph.get(down).partitions_def,
+            graph.get(up).partitions_def,
+        )
+        return set(mapped.partitions_subset.get_partition_keys())
+
+    stacked = {f"BTC-{tf}|{model}" for tf in ("30m", "1h", "2h", "4h") for model in BASE_MODELS}
+    assert upstream("models/meta", "BTC-2h|meta", "models/forecasts") == stacked
+    assert upstream("backtests/backtest", "BTC-2h|ridge", "models/forecasts") == {"BTC-2h|ridge"}
+    assert upstream("backtests/backtest", "BTC-2h|ridge", "models/meta") == set()
+    assert upstream("backtests/backtest", "BTC-2h|meta", "models/forecasts") == set()
+    assert upstream("backtests/backtest", "BTC-2h|meta", "models/meta") == {"BTC-2h|meta"}
 
 
 def test_schedules_wait_to_be_started_and_only_housekeeping_runs_by_itself(defs):

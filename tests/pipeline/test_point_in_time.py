@@ -13,7 +13,8 @@ from mlbot_core.errors import MissingDataError, QualityRefusedError, WarehouseEr
 from mlbot_core.features import feature_set
 from mlbot_core.features.dataset import DatasetRequest, materialize_features, table_name
 from mlbot_core.market import CORE_SERIES, SeriesBatch, make_table
-from mlbot_core.models.training import TrainRequest, train
+from mlbot_core.models.training import train
+from mlbot_core.models.training_data import TrainRequest
 from mlbot_core.sources.base import Served, SourceBase
 from mlbot_core.targets.dataset import materialize_targets
 from mlbot_core.timeframe import DAY_MS, Market, Month

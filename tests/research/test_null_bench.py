@@ -70,7 +70,7 @@ def test_switching_purging_off_really_leaks(small, features, monkeypatch):
         run_path(small, "garch", purge, 0, features, prepared)
         rows[purge] = [len(fold.train_idx) for fold in seen["folds"]]
     assert all(0 < off - on <= small.leak.targets.horizon for on, off in zip(rows[True], rows[False], strict=True))
-    told = seen["y"].assign(tb_t1=truth["tb_t1"].reindex(seen["y"]["ts"]).to_numpy())
+    told = seen["y"].assign(t1=truth["tb_t1"].reindex(seen["y"].index).to_numpy())
     with pytest.raises(LeakError, match="settled after the test began"):
         walk_forward(seen["x"], told, seen["folds"], seen["make"], **seen["more"])
 

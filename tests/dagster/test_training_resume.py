@@ -1,0 +1,118 @@
+"""A training that is killed goes on after the folds it had finished, and ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlbot_core.clock import SystemClock
+from mlbot_core.timeframe import Month
+from mlbot_core.warehouse import Warehouse
+
+ROOT = Path(__file__).resolve().parents[2]
+MARKET = "BTC-4h"
+MODELS = ("lightgbm", "catboost", "ridge")
+MONTHS = Month.span(Month(2024, 1).start_ms, Month(2024, 10).end_ms)
+
+pytestmark = pytest.mark.slow
+
+
+def environment(home: Path, config: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLBOT_", "DAGSTER_"))}
+    return {
+        **kept,
+        "MLBOT_HOME": str(home),
+        "MLBOT_CONFIG_DIR": str(config),
+        "MLBOT_CLOCK": "fixed:2024-11-03T00:10:00Z",
+        "MLBOT_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def launching(home: Path, config: Path, plan: list[dict[str, Any]]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlbot_dagster.launch"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(home, config),
+        cwd=ROOT,
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(plan))
+    process.stdin.close()
+    return process
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    events = [json.loads(line) for line in process.stdout.read().splitlines()]
+    assert process.wait(timeout=300) == 0, [event for event in events if event["event"] == "end"]
+
+
+def plan(job: str, first: str, last: str | None = None) -> dict[str, Any]:
+    return {"job": job, "title": job, "first": first, "last": last or first, "source": "emulator"}
+
+
+def models(home: Path) -> dict[str, str]:
+    files = sorted(path for path in (home / "models").rglob("*") if path.is_file())
+    return {str(f.relative_to(home)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def forecasts(home: Path) -> str:
+    with Warehouse(home / "warehouse.duckdb", SystemClock()).read() as con:
+        return repr(con.execute("SELECT * FROM forecasts ORDER BY ALL").fetchall())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A home with features and targets, and its configuration."""
+    folder = tmp_path_factory.mktemp("resume")
+    home, config = folder / "home", folder / "config"
+    shutil.copytree(ROOT / "config", config, ignore=shutil.ignore_patterns("api_keys.yaml"))
+    chosen = yaml.safe_load((config / "models.yaml").read_text())
+    chosen["walk_forward"] = {"train_days": 150, "min_train_days": 90, "test_days": 10, "embargo_bars": 12}
+    chosen["features"]["zscore_window"] = 60
+    (config / "models.yaml").write_text(yaml.safe_dump(chosen))
+    finish(launching(home, config, [plan("data", f"{MARKET}|{MONTHS[0].key}", f"{MARKET}|{MONTHS[-1].key}")]))
+    return home, config
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_killed_and_resumed_is_the_same(made: tuple[Path, Path], tmp_path: Path, model: str) -> None:
+    home, config = made
+    clean, killed = tmp_path / "clean", tmp_path / "killed"
+    for copy in (clean, killed):
+        shutil.copytree(home, copy)
+    run = [plan("train", f"{MARKET}|{model}")]
+    finish(launching(clean, config, run))
+    whole = models(clean)
+    folds = {name for name in whole if "/folds/" in name and name.endswith("meta.json")}
+    assert len(folds) >= 12
+
+    process = launching(killed, config, run)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(list((killed / "models").glob("folds/*/*/meta.json"))) >= 3:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was over before it could be killed"
+    begun = {name: text for name, text in models(killed).items() if not Path(name).parts[-2].endswith(".part")}
+    assert begun.items() <= whole.items(), "what a killed run leaves is whole"
+    finish(launching(killed, config, run))
+    resumed = {name: text for name, text in models(killed).items() if not Path(name).parts[-2].endswith(".part")}
+    assert resumed == whole
+    assert forecasts(killed) == forecasts(clean)
