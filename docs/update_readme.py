@@ -12,6 +12,7 @@ from typing import Any
 
 from mlbot_core.cli.status import backtests
 from mlbot_core.clock import SystemClock, format_utc
+from mlbot_core.research.table import COLUMNS, table_rows
 from mlbot_core.timeframe import Market
 from mlbot_core.warehouse import Warehouse
 
@@ -21,6 +22,23 @@ HEAD = {
         "| interval | period | bars | features | folds | trades | hit rate | net Sharpe [95 %] | max DD | verdict |"
     ),
     "README.ja.md": "| 時間足 | 期間 | 本数 | 特徴量 | fold | 取引 | 的中率 | 純 Sharpe [95 %] | 最大 DD | 判定 |",
+}
+
+# the research table without what a reader of the front page does not need
+RESEARCH = {
+    "timeframe": "時間足",
+    "model": "モデル",
+    "folds": "fold",
+    "trades": "取引",
+    "IC [95 %]": "IC [95 %]",
+    "hit rate [95 %]": "的中率 [95 %]",
+    "Sharpe [95 %]": "純 Sharpe [95 %]",
+    "max DD": "最大 DD",
+    "MAR": "MAR",
+    "turnover a year": "年間回転",
+    "DSR (N)": "DSR (N)",
+    "PBO": "PBO",
+    "verdict": "判定",
 }
 
 
@@ -34,10 +52,17 @@ def table(head: str, found: list[dict[str, Any]]) -> str:
     lines = [head, "|---" * head.count(" | ") + "|---|"]
     for row in found:
         period = f"{format_utc(row['start_ms'])[:10]} – {format_utc(row['end_ms'])[:10]}"
-        label = row["timeframe"] + (" (vintages)" if row["source"] == "archive-vintages" else "")
-        cells = (label, period, f"{row['bars']:,}", row["features"], row["folds"], row["trades"])
+        cells = (row["timeframe"], period, f"{row['bars']:,}", row["features"], row["folds"], row["trades"])
         cells += (percent(row["hit_rate"]), interval(row), percent(row["max_drawdown"]), row["verdict"])
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def research_table(found: list[dict[str, Any]], *, japanese: bool) -> str:
+    names = list(RESEARCH.values()) if japanese else list(RESEARCH)
+    at = [COLUMNS.index(name) for name in RESEARCH]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(cells[i] for i in at) + " |" for cells in table_rows(found)]
     return "\n".join(lines)
 
 
@@ -71,7 +96,8 @@ def main() -> None:
         if args.demo_home:
             text = replace(text, "demo", table(head, rows(args.demo_home, ["emulator"])))
         if args.archive_home:
-            text = replace(text, "archive", table(head, rows(args.archive_home, ["archive", "archive-vintages"])))
+            found = rows(args.archive_home, ["archive", "archive-vintages"])
+            text = replace(text, "archive", research_table(found, japanese=name.endswith(".ja.md")))
         path.write_text(text, encoding="utf-8")
 
 
