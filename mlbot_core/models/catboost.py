@@ -29,6 +29,7 @@ from mlbot_core.models.calibration import Scaling, fit_scaling, hold_out
 from mlbot_core.models.canonical import canonical_json
 from mlbot_core.models.tabular import FloatArray, NormalModel, TrainingSample
 
+_MAGIC: Final = b"CBM1"
 _MODEL_FILE: Final = "model.cbm"
 _KEPT: Final = ("boosting_options", "loss_function")
 _LEAST_VARIANCE: Final = 1e-12  # square barrier widths
@@ -202,5 +203,9 @@ def _canonical(trees: Any) -> bytes:
 def _read(blob: bytes) -> Any:
     import catboost
 
+    # CatBoost reads beyond the end of a blob that is too short, and may find there what makes sense to it
+    said = len(_MAGIC) + 4 + int.from_bytes(blob[len(_MAGIC) : len(_MAGIC) + 4], "little")
+    if not blob.startswith(_MAGIC) or said != len(blob):
+        raise ValueError(f"the trees are {len(blob)} bytes, their head says {said}")
     trees = catboost.CatBoostRegressor()
     return trees.load_model(blob=blob)

@@ -42,6 +42,7 @@ LIFT_TABLE: Final = "forecast_lift"
 DRIFT_TABLE: Final = "forecast_drift"
 FOLDS: Final = 3  # the newest ones, whose test rows are permuted and explained
 _REPEATS: Final = 3
+_MIN_ROWS: Final = 60
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,11 @@ def explain_stored(
             f"the data of {request.partition} has changed since version {version[:12]} was trained; {again}"
         )
     importance = pd.DataFrame(json.loads(registered[-1]["importance"]))
-    newest = sorted(forecasts["fold"].unique())[-FOLDS:]
+    newest = _judged_folds(forecasts, data)
+    if not newest:
+        raise MissingDataError(
+            f"no fold of {request.partition} has {_MIN_ROWS} forecasts whose outcome is known yet; test a longer period"
+        )
     store = FoldStore(models_dir, version, request.threads)
     parts = [_fold(store, int(fold), forecasts, data, again) for fold in newest]
     features = _features(importance, parts)
@@ -138,6 +143,14 @@ def explain_stored(
             replace_window(con, name, scope, table)
         record_partition(con, outcome, now_ms=warehouse.clock.now_ms(), run_id=request.run_id)
     return Explained(outcome, features, lift, drift, str(parts[0][0]["metric"].iloc[0]))
+
+
+def _judged_folds(forecasts: pd.DataFrame, data: TrainingSet) -> list[int]:
+    """Return the newest folds with enough forecasts that can be compared with what came of them."""
+    outcome = data.y["score"].reindex(forecasts["ts"]).to_numpy(dtype=np.float64)
+    judged = forecasts.loc[np.isfinite(outcome) & np.isfinite(forecasts["score"].to_numpy(dtype=np.float64))]
+    counts = judged.groupby("fold").size()
+    return [int(fold) for fold in sorted(counts.index[counts >= _MIN_ROWS])][-FOLDS:]
 
 
 def newest_version(con: duckdb.DuckDBPyConnection, source: str, partition: str) -> str | None:

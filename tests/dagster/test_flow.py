@@ -42,7 +42,10 @@ def research(job: str, model: str) -> dict[str, Any]:
     return {"job": job, "title": f"{job} {model}", "first": model, "last": model, "source": "emulator"}
 
 
-RESEARCH = [research("train", MODEL), research("stack", META), research("backtest", MODEL), research("backtest", META)]
+TRAINED = [research("train", MODEL), research("stack", META)]
+TRADED = [research("backtest", MODEL), research("backtest", META)]
+EXPLAINED = [research("explain", MODEL), research("explain", META)]
+RESEARCH = [*TRAINED, *TRADED]
 SMALL = {
     "walk_forward": {
         "train_days": 150,
@@ -115,7 +118,7 @@ def launch(folder: Path, plan: list[dict[str, Any]]) -> Flow:
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     """Data, then research, then the drift of the last month."""
-    return launch(tmp_path_factory.mktemp("flow"), [DATA, *RESEARCH, DRIFT])
+    return launch(tmp_path_factory.mktemp("flow"), [DATA, *RESEARCH, *EXPLAINED, DRIFT])
 
 
 @pytest.fixture
@@ -157,6 +160,8 @@ def test_every_materialization_shows_rows_and_source_and_the_asset_a_plot(instan
     (shown,) = materializations(instance, "models/forecasts").values()
     assert "plot" in shown
     assert shown["folds"].value >= 4
+    for explained in materializations(instance, "models/explanations").values():
+        assert "lift" in explained
     reports = materializations(instance, "backtests/report").values()
     assert [Path(shown["report"].value).exists() for shown in reports] == [True, True]
 
@@ -181,10 +186,25 @@ def test_every_blocking_check_was_evaluated_and_passed(flow, instance):
             evaluation = record.event.dagster_event.event_specific_data
             assert evaluation.passed or not check.blocking, (check.key, evaluation.description)
             evaluated += 1
-    assert evaluated == len(CORE_SERIES) * len(QUALITY_CHECKS) + 3 + 3 + 3 + 3 + 2 + 2
+    assert evaluated == len(CORE_SERIES) * len(QUALITY_CHECKS) + 3 + 3 + 3 + 3 + 1 + 2 + 2
     verdicts = flow.query("SELECT check_name, count(*) FROM quality WHERE NOT passed GROUP BY 1")
-    advisory = {"criteria", "drift", "ood"}
+    advisory = {"criteria", "drift", "forecast_drift", "ood"}
     assert {name for name, _ in verdicts} <= advisory, "a short demo may miss these on 900 training rows, nothing else"
+
+
+def test_what_models_rest_on_is_measured_on_bars_that_trained_nothing(flow):
+    rows = flow.query(
+        "SELECT model_type, count(*), count(permutation), count(contribution) FROM explanations GROUP BY 1"
+    )
+    assert {name: counts for name, *counts in rows}["lightgbm"] == [88, 88, 88]
+    (lift,) = flow.query("SELECT sum(n) FROM forecast_lift WHERE model_type = 'lightgbm'")
+    (known,) = flow.query(
+        "SELECT count(*) FROM forecasts f JOIN targets t USING (ts) "
+        "WHERE f.model_type = 'lightgbm' AND t.var_ret IS NOT NULL AND NOT isnan(t.var_ret)"
+    )
+    assert lift == known
+    drift = flow.query("SELECT DISTINCT period FROM forecast_drift WHERE model_type = 'lightgbm' AND output = 'score'")
+    assert len(drift) == len(flow.query("SELECT DISTINCT fold FROM forecasts WHERE model_type = 'lightgbm'"))
 
 
 def test_forecasts_are_out_of_fold_probabilities_of_every_bar_of_the_test_period(flow):
