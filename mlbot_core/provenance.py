@@ -46,17 +46,32 @@ def code_version(
     Raises
     ------
     VersionError
-        If a room has no source files.
+        If a room has no source files, or this package's own were edited since the process started.
     """
     digests: dict[str, str] = {}
     for room in rooms:
         found = sorted((package_dir / room).rglob("*.py"))
         if not found:
             raise VersionError(f"no source files in {package_dir / room}; is the package installed with its sources?")
-        paths = {path.relative_to(package_dir).as_posix(): path for path in found}
         digests |= {
-            name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for name, path in paths.items()
+            name: digest
+            for name, digest in _digests(package_dir, found).items()
             if not name.startswith((*AFTER_THE_BYTES, *without))
         }
+    if package_dir == PACKAGE_DIR:
+        edited = sorted(name for name, digest in digests.items() if _AT_START.get(name) != digest)
+        if edited:
+            raise VersionError(
+                f"{', '.join(edited[:3])}{' and more' if len(edited) > 3 else ''} changed on disk since this process "
+                "started, so its version would name code that is not the one running; start the command again"
+            )
     return hashlib.sha256(json.dumps(digests, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _digests(package_dir: Path, files: Sequence[Path]) -> dict[str, str]:
+    """Return each file's path inside the package and the SHA-256 of its bytes."""
+    return {path.relative_to(package_dir).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# what was on disk when this process began to import: a version must not name what was edited afterwards
+_AT_START: Final = _digests(PACKAGE_DIR, [path for room in CODE_ROOMS for path in (PACKAGE_DIR / room).rglob("*.py")])

@@ -147,6 +147,7 @@ class RegistryBench:
             "backtest_start_ms": 1_704_067_200_000,
             "backtest_end_ms": 1_738_627_200_000,
             "backtest_version": "b" * 16,
+            "conditions": "c" * 16,
             "made_at_ms": self.clock.now_ms(),
         }
         return GateRecord(**{**values, **changes})

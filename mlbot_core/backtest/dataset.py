@@ -9,19 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from mlbot_core.backtest.funding import funding_of
 from mlbot_core.backtest.report import render_report, summary_row
-from mlbot_core.backtest.run import BacktestInput, BacktestResult, run_backtest
+from mlbot_core.backtest.run import DECISION_LATENCY_MS, BacktestInput, BacktestResult, run_backtest
 from mlbot_core.backtest.trial import count_and_judge, namespace_of
 from mlbot_core.backtest.verdict import measured_json
 from mlbot_core.config import FeesConfig, RiskConfig
 from mlbot_core.errors import MissingDataError
+from mlbot_core.models.canonical import canonical_json, sha256_hex
 from mlbot_core.models.training import FORECAST_CHECKS, FORECASTS_TABLE, REGISTRY_TABLE
 from mlbot_core.targets.dataset import TABLE as TARGETS_TABLE
+from mlbot_core.targets.dataset import TARGET_CHECKS
 from mlbot_core.timeframe import Market, Month
 from mlbot_core.validation.trials import TrialLedger, open_ledger
 from mlbot_core.warehouse import (
@@ -35,6 +38,7 @@ from mlbot_core.warehouse import (
     replace_window,
     require,
 )
+from mlbot_core.warehouse.ingest import partition_name
 from mlbot_core.warehouse.inputs import Window, read_inputs
 from mlbot_core.warehouse.references import stored_identity
 
@@ -117,6 +121,7 @@ def backtest(
     result, model = compute(warehouse, request, fees, risk, ledger)
     summary = summary_row(result) | {
         "model_version": model.version,
+        "conditions": conditions_of(fees, risk, request.settle_delay_ms),
         "start_ms": result.start_ms,
         "end_ms": result.end_ms,
     }
@@ -168,6 +173,7 @@ def compute(
         model = stored_model(read_window(con, REGISTRY_TABLE, scope, order_by="created_at"), request)
         forecasts = read_window(con, FORECASTS_TABLE, {**request.scope, "model_version": model.version}).to_pandas()
         first, last = int(forecasts["ts"].iloc[0]), int(forecasts["ts"].iloc[-1])
+        _require_labels(con, request, model, first, last)
         labels = read_window(con, TARGETS_TABLE, request.market_scope, start_ms=first, end_ms=last + 1).to_pandas()
         namespace = namespace_of(request.source, stored_identity(con, request.source) or "")
     window = Window(
@@ -189,6 +195,7 @@ def compute(
             "width": labels["tb_width"],
             "t1": np.where(labels["tb_t1"] >= 0, labels["tb_t1"], np.nan),
             "score": labels["var_ret"] / float(model.inputs["targets"]["barrier_width"]),
+            "score_t1": np.where(labels["var_t1"] >= 0, labels["var_t1"], np.nan),
         }
     )
     data = BacktestInput(
@@ -216,6 +223,41 @@ def compute(
         run_id=request.run_id,
     )
     return counted, model
+
+
+def _require_labels(
+    con: duckdb.DuckDBPyConnection, request: BacktestRequest, model: StoredModel, first: int, last: int
+) -> None:
+    """Refuse labels that failed a check or are not those the model was trained on: their widths turn scores to edges.
+
+    Raises
+    ------
+    MissingDataError
+        If they were made again since.
+    QualityRefusedError
+        If a month failed a check.
+    """
+    names = [partition_name(request.market, month) for month in Month.span(first, last + 1)]
+    accepted = require(con, "targets", request.source, names, TARGET_CHECKS)
+    known = model.inputs["partitions"]
+    other = [name for name, part in accepted.items() if known.get(f"targets|{name}") != part.version]
+    if other:
+        raise MissingDataError(
+            f"{len(other)} months of labels of {request.market} (the first {other[0]}) are not those that model "
+            f"{model.version[:12]} was trained on; run: mlbot train --source {request.source} "
+            f"--interval {request.market.timeframe} --model {request.model_type}"
+        )
+
+
+def conditions_of(fees: FeesConfig, risk: RiskConfig, settle_delay_ms: int) -> str:
+    """Return the hash of what a backtest was traded under: costs, limits and delays."""
+    made_of = {
+        "fees": fees.model_dump(mode="json"),
+        "risk": risk.model_dump(mode="json"),
+        "settle_delay_ms": settle_delay_ms,
+        "latency_ms": DECISION_LATENCY_MS,
+    }
+    return sha256_hex(canonical_json(made_of))
 
 
 def stored_model(registry: pa.Table, request: BacktestRequest) -> StoredModel:

@@ -68,13 +68,16 @@ def measure(ts: Any, nav: Any, initial_nav: float, trades: int) -> Measured:
     )
 
 
-def gate_record(warehouse: Warehouse, entry: Entry, ledger: TrialLedger) -> GateRecord:
+def gate_record(warehouse: Warehouse, entry: Entry, ledger: TrialLedger, conditions: str) -> GateRecord:
     """Return the gate record of a registered model, from the stored backtest of exactly that version.
 
     Parameters
     ----------
     ledger
         Of all trials; DSR and PBO are computed among those that are there now.
+    conditions
+        Today's fees, limits and delays (:func:`mlbot_core.backtest.dataset.conditions_of`): a backtest under others
+        says nothing about what would be traded.
 
     Raises
     ------
@@ -92,6 +95,8 @@ def gate_record(warehouse: Warehouse, entry: Entry, ledger: TrialLedger) -> Gate
     measured = summary.get("measured")
     if not isinstance(measured, Mapping):
         raise GateRefusedError(f"{name} was made before the numbers of the gate were stored with it; {again}")
+    if summary.get("conditions") != conditions:
+        raise GateRefusedError(f"{name} was traded under other fees, limits or delays than today's; {again}")
     try:
         initial_nav = float(measured["initial_nav"])
         stored = {size: Measured.from_json(measured[size]) for size in _NAV}
@@ -127,6 +132,7 @@ def gate_record(warehouse: Warehouse, entry: Entry, ledger: TrialLedger) -> Gate
         backtest_start_ms=int(summary["start_ms"]),
         backtest_end_ms=int(summary["end_ms"]),
         backtest_version=stored_version,
+        conditions=conditions,
         made_at_ms=warehouse.clock.now_ms(),
     )
 

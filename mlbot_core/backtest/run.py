@@ -56,7 +56,7 @@ class BacktestInput:
     targets
         ``ts``, ``width`` (barrier distance, log return, known at the close), and, for judging the forecasts only,
         ``label`` (-1, 0, +1; NaN = not realised) with ``t1``, when it was known (UTC ms; NaN or -1 = not yet), and
-        where it is known ``score``, the return over the horizon in widths.
+        where they are known ``score``, the return over the horizon in widths, with ``score_t1``.
     funding
         ``ts`` (UTC ms of the settlement), ``rate`` (fraction; positive: longs pay). May be empty.
     fees, risk

@@ -59,7 +59,8 @@ def forecast_skill(forecasts: pd.DataFrame, targets: pd.DataFrame, timeframe_ms:
         ``ts``, ``p_down``, ``p_neutral``, ``p_up``, ``score``.
     targets
         ``ts``, ``label`` (-1, 0, +1; NaN where not realised yet), ``t1``, when it was known (UTC ms; NaN or -1 =
-        not yet), and, where it is known, ``score``, the realised one.
+        not yet), and, where they are known, ``score``, the realised
+        one, with ``score_t1``, when that was known.
     timeframe_ms
         Length of a bar.
     """
@@ -76,7 +77,7 @@ def forecast_skill(forecasts: pd.DataFrame, targets: pd.DataFrame, timeframe_ms:
     return ForecastSkill(
         n=len(joined),
         hits=_effective(rate, n_asked, overlap),
-        ic=_information(forecasts, targets, overlap),
+        ic=_information(forecasts, targets, timeframe_ms),
         base_rate=max(up, 1 - up),
         log_loss=_log_loss(joined, label),
         base_log_loss=_base_log_loss(label),
@@ -102,11 +103,13 @@ def _effective(rate: float, n: int, overlap: float) -> Interval:
     return Interval(rate, min(interval.low, rate), max(interval.high, rate), math.nan, interval.level, independent)
 
 
-def _information(forecasts: pd.DataFrame, targets: pd.DataFrame, overlap: float) -> Interval:
-    """Return the information coefficient; Fisher's z with ``n / overlap`` independent pairs."""
-    if "score" not in targets.columns:
+def _information(forecasts: pd.DataFrame, targets: pd.DataFrame, timeframe_ms: int) -> Interval:
+    """Return the information coefficient; Fisher's z with as many independent pairs as horizons fit side by side."""
+    if not {"score", "score_t1"} <= {*targets.columns}:
         return Interval(math.nan, math.nan, math.nan, math.nan, 0.95, 0)
-    both = forecasts[["ts", "score"]].merge(targets[["ts", "score"]], on="ts", suffixes=("", "_came")).dropna()
+    came_true = targets[["ts", "score", "score_t1"]].rename(columns={"score_t1": "t1"})
+    both = forecasts[["ts", "score"]].merge(came_true, on="ts", suffixes=("", "_came")).dropna()
+    overlap = _overlap(both, timeframe_ms)
     said, came = (both[name].to_numpy(dtype=np.float64) for name in ("score", "score_came"))
     value = rank_correlation(said, came)
     independent = int(len(both) / max(1.0, overlap))

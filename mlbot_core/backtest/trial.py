@@ -26,17 +26,22 @@ _CHOICES: Final = (
     "feature_set",
     "targets",
     "walk_forward",
+    "weights",
     "model_type",
     "params",
     "test_start_ms",
+    "asked_end_ms",
 )
+# of the limits, those that bind at unit exposure
+_UNIT_LIMITS: Final = ("rebalance_band", "max_forecast_age")
 
 
 def configuration_of(result: BacktestResult, model_inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything a person could have chosen differently, as plain JSON.
 
-    The first day of the test period is a choice and belongs to it; the last moves on with time and does not. Code and
-    library versions do not either: what they change shows in the returns, and the ledger counts that.
+    The first day of the test period is a choice and belongs to it; so does the last where it was asked for, and does
+    not where it moves on with time. Code and library versions do not belong to it: what they change shows in the
+    returns, and the ledger counts that.
 
     Parameters
     ----------
@@ -53,6 +58,7 @@ def configuration_of(result: BacktestResult, model_inputs: Mapping[str, Any]) ->
         "model_type": data.model_type,
         **chosen,
         "fees": data.fees.model_dump(mode="json"),
+        "limits": {name: getattr(data.risk, name) for name in _UNIT_LIMITS},
         "settle_delay_ms": data.settle_delay_ms,
         "latency_ms": data.latency_ms,
         "exposure": "unit",
@@ -60,8 +66,13 @@ def configuration_of(result: BacktestResult, model_inputs: Mapping[str, Any]) ->
 
 
 def data_version_of(result: BacktestResult, model_inputs: Mapping[str, Any]) -> str:
-    """Return the hash of the data behind a backtest: what the model learnt from and what it was traded on."""
-    partitions = json.dumps(model_inputs.get("partitions", {}), sort_keys=True)
+    """Return the hash of the data behind a backtest: what the model learnt from and what it was traded on.
+
+    Versions of stacked base models are not data: a base that was trained again gives other returns on the same data,
+    and the ledger counts that.
+    """
+    learnt = {k: v for k, v in model_inputs.get("partitions", {}).items() if not k.startswith("forecasts|")}
+    partitions = json.dumps(learnt, sort_keys=True)
     period = f"{result.start_ms}:{result.end_ms}:{model_inputs.get('test_end_ms')}"
     digest = hashlib.sha256(f"{partitions}\n{period}\n".encode())
     for frame, columns in (

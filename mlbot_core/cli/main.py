@@ -152,8 +152,9 @@ def train(
     for option, text in (("--from", start), ("--to", end)):
         selection.instant(text, option)
     asked = {key: value for key, value in period.items() if value is not None}
-    search = {"optimize": True} | ({} if trials is None else {"trials": trials}) if optimize else None
-    phases = selection.training_phases(selection.models_of(settings, chosen, model), name, asked, search)
+    chosen_models = selection.models_of(settings, chosen, model)
+    search = selection.search_of(settings, model, trials) if optimize else None
+    phases = selection.training_phases(chosen_models, name, asked, search)
     _finish([result for runs in phases for result in _launch(runs, settings, as_json)], as_json)
 
 

@@ -110,6 +110,7 @@ def show(version: Version, as_json: Json = False) -> None:
 @app.command()
 def promote(version: Version, why: Why, as_json: Json = False) -> None:
     """Make a candidate champion, if its stored backtest passes every criterion. Exit status 1 and no change if not."""
+    from mlbot_core.backtest.dataset import conditions_of
     from mlbot_core.backtest.gate_record import gate_record
     from mlbot_core.models.gate import describe_record, record_rows
     from mlbot_core.validation.trials import open_ledger
@@ -117,7 +118,9 @@ def promote(version: Version, why: Why, as_json: Json = False) -> None:
     settings, clock, registry = _open()
     entry = registry.find(version)
     ledger = open_ledger(settings.home, clock)
-    record = gate_record(Warehouse(settings.warehouse_path, clock), entry, ledger)
+    delay = settings.intervals.settle_delay_ms(entry.slot.source)
+    conditions = conditions_of(settings.fees, settings.risk, delay)
+    record = gate_record(Warehouse(settings.warehouse_path, clock), entry, ledger, conditions)
     refusal: MlbotError | None = None
     former: Entry | None = None
     try:

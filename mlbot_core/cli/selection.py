@@ -258,11 +258,34 @@ def model_runs(job: str, models: Sequence[tuple[Market, str]], source: str) -> l
     ]
 
 
+def search_of(settings: Settings, asked: Sequence[str] | None, trials: int | None) -> dict[str, dict[str, Any]]:
+    """Return what ``--optimize`` asks of each model type that has a search space.
+
+    Parameters
+    ----------
+    asked
+        Model types as typed; one that was named and has no space is a mistake, among ``all`` it is trained as it is.
+    trials
+        Parameter sets to try, None for the configured number.
+
+    Raises
+    ------
+    UsageError
+        If a named model type cannot be tuned.
+    """
+    space = settings.models.tuning.space
+    without = [name for name in asked or [] if name != "all" and name not in space]
+    if without:
+        raise UsageError(f"model {without[0]!r} cannot be optimized; these can: {', '.join(sorted(space))}")
+    wanted: dict[str, Any] = {"optimize": True} | ({} if trials is None else {"trials": trials})
+    return {name: wanted for name in space}
+
+
 def training_phases(
     models: Sequence[tuple[Market, str]],
     source: str,
     period: Mapping[str, str],
-    search: Mapping[str, Any] | None = None,
+    search: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[list[Run]]:
     """Return the runs that train, in phases: the meta-model stacks what all markets have, so it comes after them all.
 
@@ -273,12 +296,15 @@ def training_phases(
     period
         ``start`` and ``end`` of the test period, as far as they are asked for.
     search
-        ``optimize`` and ``trials``, where parameters are searched first; the meta-model has none.
+        ``optimize`` and ``trials``, where parameters are searched first; by model type, those without are trained as
+        configured.
     """
     first = model_runs("train", [pair for pair in models if pair[1] != META_MODEL], source)
     second = model_runs("stack", [pair for pair in models if pair[1] == META_MODEL], source)
-    phases = [
-        (first, {"models__forecasts": {**period, **(search or {})}}),
-        (second, {"models__meta": dict(period)}),
+    asked = search or {}
+    trained = [
+        dataclasses.replace(run, config={"models__forecasts": {**period, **asked.get(run.first.partition("|")[2], {})}})
+        for run in first
     ]
-    return [[dataclasses.replace(run, config=config) for run in runs] for runs, config in phases if runs]
+    stacked = [dataclasses.replace(run, config={"models__meta": dict(period)}) for run in second]
+    return [runs for runs in (trained, stacked) if runs]

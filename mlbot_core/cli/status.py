@@ -119,10 +119,10 @@ def _models(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     if not exists(con, "models"):
         return []
     rows = con.execute(
-        "SELECT source, symbol, timeframe, model_type, model_version, stage, created_at FROM models ORDER BY created_at"
+        "SELECT source, symbol, timeframe, model_type, model_version, created_at FROM models ORDER BY created_at"
     ).fetchall()
-    names = ("source", "symbol", "timeframe", "model_type", "model_version", "stage", "created_at")
-    return [dict(zip(names, (*row[:6], format_utc(row[6])), strict=True)) for row in rows]
+    names = ("source", "symbol", "timeframe", "model_type", "model_version", "created_at")
+    return [dict(zip(names, (*row[:5], format_utc(row[5])), strict=True)) for row in rows]
 
 
 def _scalar(con: duckdb.DuckDBPyConnection, query: str) -> int:

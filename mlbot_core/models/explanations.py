@@ -202,7 +202,7 @@ def _features(importance: pd.DataFrame, parts: list[tuple[pd.DataFrame, pd.Serie
 
 
 def _overlap(data: TrainingSet, request: TrainRequest) -> float:
-    uniqueness = average_uniqueness(data.t0, data.t1, request.market.timeframe.ms)
+    uniqueness = average_uniqueness(data.t0, data.y["score_t1"].to_numpy(dtype=np.int64), request.market.timeframe.ms)
     known = uniqueness[np.isfinite(uniqueness)]
     return max(1.0, 1.0 / float(known.mean())) if len(known) else 1.0
 

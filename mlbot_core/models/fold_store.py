@@ -1,4 +1,6 @@
-"""The models of a walk-forward run on disk: a killed run goes on where it stopped, and every forecast has its model."""
+"""The models of a walk-forward run on disk: a killed run goes on where it stopped, and
+every forecast of the newest version can be explained by the model that made it.
+"""
 
 from __future__ import annotations
 

@@ -54,6 +54,8 @@ class GateRecord:
         Period of the backtest, UTC ms, [start, end).
     backtest_version
         Hash of the stored equity.
+    conditions
+        Hash of the fees, limits and delays it was traded under.
     made_at_ms
         When the record was made, UTC ms.
     """
@@ -66,6 +68,7 @@ class GateRecord:
     backtest_start_ms: int
     backtest_end_ms: int
     backtest_version: str
+    conditions: str
     made_at_ms: int
 
     @property
@@ -97,6 +100,7 @@ class GateRecord:
             "ledger_head": self.ledger_head,
             "backtest_period": [self.backtest_start_ms, self.backtest_end_ms],
             "backtest_version": self.backtest_version,
+            "conditions": self.conditions,
             "bounds": dict(BOUNDS),
             "outcome": self.verdict.outcome,
             "made_at_ms": self.made_at_ms,
@@ -136,6 +140,7 @@ def read_record(gate: SignedGate, registration: Registration, signer: Signer) ->
             backtest_start_ms=int(facts["backtest_period"][0]),
             backtest_end_ms=int(facts["backtest_period"][1]),
             backtest_version=str(facts["backtest_version"]),
+            conditions=str(facts["conditions"]),
             made_at_ms=int(facts["made_at_ms"]),
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:

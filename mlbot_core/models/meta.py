@@ -39,6 +39,7 @@ from mlbot_core.models.base import (
 )
 from mlbot_core.models.canonical import canonical_json
 from mlbot_core.models.forecast import fit_touch, from_normal
+from mlbot_core.models.linear import normal_equations, solve_ridge
 from mlbot_core.validation.inner_splits import tuning_split
 
 FloatArray = npt.NDArray[np.float64]
@@ -324,8 +325,9 @@ def _solve(terms: FloatArray, outcome: FloatArray, w: FloatArray, prior: str, pe
     scale = np.sqrt((w[:, None] * terms * terms).sum(axis=0) / total)
     scaled = np.divide(terms, scale, out=np.zeros_like(terms), where=scale > 0)
     left = outcome - _dot(terms, centre)
-    gram = scaled.T @ (scaled * w[:, None]) / total
-    moved = np.linalg.solve(gram + penalty * np.eye(len(gram)), scaled.T @ (left * w) / total)
+    # without a linear-algebra library: the same bits for any number of threads and any processor
+    gram, moment = normal_equations(np.ascontiguousarray(scaled), np.ascontiguousarray(left), np.ascontiguousarray(w))
+    moved, _ = solve_ridge(gram, moment, penalty)
     coefficients = centre + np.divide(moved, scale, out=np.zeros_like(moved), where=scale > 0)
     miss = outcome - _dot(terms, coefficients)
     return _Fit(coefficients, float(np.sqrt((w * miss * miss).sum() / total)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,16 @@ from mlbot_core.models.walkforward import LeakError, Progress
 from mlbot_core.timeframe import Market, Timeframe
 from mlbot_core.warehouse import Warehouse, made_partitions, read_window, require
 
-_CHOICES: Final = ("model_type", "feature_set", "targets", "walk_forward", "weights", "params")
+_CHOICES: Final = (
+    "model_type",
+    "feature_set",
+    "targets",
+    "walk_forward",
+    "weights",
+    "params",
+    "test_start_ms",
+    "asked_end_ms",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +124,8 @@ def meta_training_set(
     grid = grid[np.isin(grid, stored.ts)]
     at = np.searchsorted(stored.ts, grid)
     X = stack(bases, grid, request.market.timeframe, models.meta.max_age_bars)
+    # a bar that came late, or of which too little is known, is one that no decision had
+    X.loc[~stored.usable[at]] = np.nan
     versions = {f"forecasts|{base.market}|{base.name}": base.model_version for base in bases}
     return TrainingSet(
         X,
@@ -151,13 +163,14 @@ def stack(
     timeframe
         Of the meta-model.
     max_age_bars
-        Forecasts older than so many bars of it are missing.
+        Forecasts older than so many bars, of it or of the base where those are longer, are missing.
 
     Returns
     -------
     pd.DataFrame
-        Indexed by ``grid``; for each base ``NAME_score`` (NaN = missing) and ``NAME_age`` (bars of ``timeframe``
-        since that forecast's bar closed; NaN = missing).
+        Indexed by ``grid``; for each base ``NAME_score`` (in barrier widths of ``timeframe``, as a constant drift
+        would show there; NaN = missing) and ``NAME_age`` (bars since that forecast's bar closed, of the slower of the
+        two; NaN = missing).
     """
     closes = grid + timeframe.ms
     columns: dict[str, npt.NDArray[np.float64]] = {}
@@ -167,9 +180,13 @@ def stack(
         at = np.searchsorted(made, closes, side="right") - 1
         there = at >= 0
         age = np.full(len(grid), np.nan)
-        age[there] = (closes[there] - made[at[there]]) / timeframe.ms
+        # a longer bar's forecast stands until its next one: age counts in the bars of the slower of the two
+        slower = max(timeframe.ms, base.market.timeframe.ms)
+        age[there] = (closes[there] - made[at[there]]) / slower
         fresh = there & (age <= max_age_bars)
-        columns[base.name + SCORE] = np.where(fresh, score[np.maximum(at, 0)] if len(score) else np.nan, np.nan)
+        # a barrier is as wide as the square root of its horizon: one drift shows as scores in that ratio
+        scale = math.sqrt(timeframe.ms / base.market.timeframe.ms)
+        columns[base.name + SCORE] = np.where(fresh, scale * score[np.maximum(at, 0)] if len(score) else np.nan, np.nan)
         columns[base.name + AGE] = np.where(fresh, age, np.nan)
     return pd.DataFrame(columns, index=pd.Index(grid, name="ts"))
 

@@ -171,6 +171,7 @@ def version_of(
         partitions=data.partitions,
         test_start_ms=period[0],
         test_end_ms=period[1],
+        asked_end_ms=request.end_ms,
         feature_set=data.feature_set,
         targets=models.targets.model_dump(mode="json"),
         walk_forward=schedule.model_dump(mode="json", exclude={"models"}),

@@ -179,7 +179,8 @@ def outcomes(targets: pd.DataFrame, barrier_width: float, target: str) -> pd.Dat
     Returns
     -------
     pd.DataFrame
-        :data:`mlbot_core.models.base.OUTCOMES` and ``t1`` (int64, UTC ms, -1 unknown).
+        :data:`mlbot_core.models.base.OUTCOMES`, and ``t1`` and ``score_t1``: when what the model learns, and when the
+        score, is known (int64, UTC ms, -1 unknown).
     """
     unknown = pd.Series(np.full(len(targets), np.nan))
     one_bar = targets["var_ret_1"] if "var_ret_1" in targets.columns else unknown
@@ -191,6 +192,7 @@ def outcomes(targets: pd.DataFrame, barrier_width: float, target: str) -> pd.Dat
             "width": column["tb_width"],
             "next_ret": one_bar.to_numpy(dtype=np.float64) * column["sigma"],
             "t1": targets[_SETTLED[target]].to_numpy(dtype=np.int64),
+            "score_t1": targets[_SETTLED["score"]].to_numpy(dtype=np.int64),
         }
     )
 
@@ -239,10 +241,13 @@ def _months(made: Any, request: TrainRequest, models: ModelsConfig) -> list[Mont
 
 
 def _usable(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Return which rows know enough: most of the features that have any value at all in these data."""
+    """Return which rows know enough: most of the features that had any value by then.
+
+    A feature that is served from some day on makes no earlier row unusable: that was not known there.
+    """
     known = np.isfinite(matrix)
-    served = known.any(axis=0)
-    return np.asarray(known[:, served].mean(axis=1) >= _MIN_FINITE) if served.any() else np.zeros(len(matrix), np.bool_)
+    served = np.logical_or.accumulate(known, axis=0).sum(axis=1)
+    return np.asarray((served > 0) & (known.sum(axis=1) >= _MIN_FINITE * np.maximum(served, 1)))
 
 
 def _require_current(

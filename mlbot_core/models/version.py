@@ -26,7 +26,7 @@ OWN_FILES: Final[Mapping[str, tuple[str, ...]]] = {
     "ridge": ("models/baselines", "models/linear"),
     "momentum": ("models/baselines", "models/linear"),
     "constant": ("models/baselines", "models/linear"),
-    "meta": ("models/meta",),
+    "meta": ("models/meta", "models/linear"),
 }
 """Source files of a model type that no other type uses, by the beginning of their path."""
 
@@ -50,6 +50,8 @@ class VersionInputs:
         the read is left out on purpose, or the same data read twice would make two versions.
     test_start_ms, test_end_ms
         Walk-forward test period by open time of bars, UTC ms; no label known after its end trained anything.
+    asked_end_ms
+        The end of the test period where somebody asked for one, None where it moves on with the data, UTC ms.
     feature_set
         Hash of the feature set.
     targets, walk_forward, weights
@@ -70,6 +72,7 @@ class VersionInputs:
     partitions: Mapping[str, str]
     test_start_ms: int
     test_end_ms: int
+    asked_end_ms: int | None
     feature_set: str
     targets: Mapping[str, Any]
     walk_forward: Mapping[str, Any]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from mlbot_core.config import Settings
 from mlbot_core.models.base import model_class
@@ -15,6 +17,9 @@ from mlbot_core.validation.namespaces import namespace_of
 from mlbot_core.validation.trials import open_ledger
 from mlbot_core.warehouse import Warehouse
 from mlbot_core.warehouse.references import stored_identity
+
+# rows before the first test window that are lost to the embargo and to labels that are still open
+_MARGIN_DAYS: Final = 10
 
 
 def train_optimized(
@@ -42,7 +47,10 @@ def train_optimized(
     home: Path = warehouse.path.parent
     models = settings.models
     data = load_training_set(warehouse, request, models, model_class(request.model_type).target)
-    start_ms, _ = period_to_test(data, request, models.walk_forward.of(request.model_type).min_train_days)
+    # what is searched on lies before the first test window: without a start asked for it leaves room for both
+    days = max(models.walk_forward.of(request.model_type).min_train_days, models.tuning.min_days + _MARGIN_DAYS)
+    start_ms, _ = period_to_test(data, request, days)
+    request = replace(request, start_ms=start_ms)
     with warehouse.read() as con:
         namespace = namespace_of(request.source, stored_identity(con, request.source) or "")
     tuned = tune(

@@ -28,11 +28,14 @@ from mlbot_core.errors import MissingDataError, UsageError
 from mlbot_core.models.base import TrainingDataError, create_model
 from mlbot_core.models.canonical import canonical_json, sha256_hex
 from mlbot_core.models.training_data import TrainingSet, TrainRequest
+from mlbot_core.models.version import code_of, library_versions
 from mlbot_core.targets.weights import sample_weights
 from mlbot_core.timeframe import DAY_MS
 from mlbot_core.validation.inner_splits import InnerSplit, tuning_split
 from mlbot_core.validation.intervals import embargo_of
 from mlbot_core.validation.trials import DailyReturns, TrialLedger
+from mlbot_core.validation.trials_significance import SEARCHED
+from mlbot_core.warehouse.locks import FileLock
 
 if TYPE_CHECKING:
     import optuna
@@ -42,6 +45,7 @@ Progress = Callable[[int, int, float, bool], None]
 
 FILE_NAME: Final = "optuna.sqlite"
 _SCHEMA: Final = "optuna"
+_LOCK_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ def tune(
         If fewer than ``tuning.min_days`` lie before the first test window.
     LedgerTamperedError
         If the trial ledger was tampered with.
+    LockTimeoutError
+        If another process searches in the same home.
     """
     config = models.tuning
     space = config.space.get(request.model_type)
@@ -125,7 +131,13 @@ def tune(
     )
     work = _Objective(data, request, models, fees, splits)
     identity = work.identity(rows)
-    name = f"{request.source} {request.partition} {sha256_hex(canonical_json(identity))[:12]}"
+    # other data, code or libraries give other utilities: another study, though not another configuration
+    made_of = {
+        "partitions": dict(data.partitions),
+        "code": code_of(request.model_type),
+        "libraries": library_versions(request.model_type),
+    }
+    name = f"{request.source} {request.partition} {sha256_hex(canonical_json({**identity, **made_of}))[:12]}"
     study = _open(home, name)
     wanted = trials or config.trials
     default = _current(models, request.model_type, space)
@@ -134,15 +146,10 @@ def tune(
         params = {key: _suggest(trial, key, where) for key, where in space.items()}
         return work(trial, params, ledger, namespace, identity, name)
 
-    _abandon_unfinished(study)
-    while (done := len(_finished(study))) < wanted:
-        study.sampler, study.pruner = _sampler(config.seed + done, config.startup_trials), _pruner(config)
-        if done == 0:
-            study.enqueue_trial(default)
-        study.optimize(objective, n_trials=1)
-        if progress is not None:
-            last = study.trials[-1]
-            progress(done + 1, wanted, study.best_value, last.state.name == "PRUNED")
+    with FileLock(home / f"{FILE_NAME}.lock", _LOCK_TIMEOUT_S).exclusive():
+        # whoever holds the lock is alone: what is running otherwise belongs to a process that was killed
+        _abandon_unfinished(study)
+        _run(study, wanted, objective, default, config, progress)
     best = study.best_trial
     table = _table(study, space)
     return Tuned(
@@ -155,6 +162,24 @@ def tune(
         int(data.ts[rows[0]]),
         int(data.t1[rows].max()),
     )
+
+
+def _run(
+    study: optuna.Study,
+    wanted: int,
+    objective: Callable[[optuna.Trial], float],
+    default: Mapping[str, Any],
+    config: Any,
+    progress: Progress | None,
+) -> None:
+    while (done := len(_finished(study))) < wanted:
+        study.sampler, study.pruner = _sampler(config.seed + done, config.startup_trials), _pruner(config)
+        if done == 0:
+            study.enqueue_trial(dict(default))
+        study.optimize(objective, n_trials=1)
+        if progress is not None:
+            last = study.trials[-1]
+            progress(done + 1, wanted, study.best_value, last.state.name == "PRUNED")
 
 
 class _Objective:
@@ -176,7 +201,7 @@ class _Objective:
         """Return everything but the parameters that decides a trial's result, plain JSON."""
         models, request = self._models, self._request
         return {
-            "stage": "tuning",
+            "stage": SEARCHED,
             "market": str(request.market),
             "source": request.source,
             "model_type": request.model_type,
@@ -286,6 +311,11 @@ def _rows(data: TrainingSet, request: TrainRequest, models: ModelsConfig, first_
     cutoff = first_test_ms - embargo_of(schedule.embargo_bars, _tf(request))
     settled = (data.t1 >= 0) & (data.t1 <= cutoff) & (data.ts >= first_test_ms - schedule.train_days * DAY_MS)
     rows = np.flatnonzero(settled & data.usable).astype(np.int64)
+    if len(rows) and not np.isfinite(data.y["next_ret"].to_numpy(dtype=np.float64)[rows]).any():
+        raise MissingDataError(
+            f"{request.partition} from {request.source}: the return of the next bar is not stored, so no trade can be "
+            "judged; add 1 to targets.horizons in config/models.yaml and run: mlbot features"
+        )
     days = 0.0 if len(rows) == 0 else (data.ts[rows[-1]] - data.ts[rows[0]]) / DAY_MS
     if days < models.tuning.min_days:
         raise MissingDataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,9 @@ PBO_BLOCKS: Final = 16
 MIN_PBO_DAYS: Final = PBO_BLOCKS * 10
 """Days that all compared trials must share: blocks of fewer than ten days say nothing about a Sharpe ratio."""
 
+SEARCHED: Final = "tuning"
+"""``stage`` of a trial that a search for parameters made."""
+
 MIN_COVER: Final = 0.8
 """A trial enters the PBO matrix if it covers this share of the candidate's days; the others are counted and named."""
 
@@ -41,8 +45,9 @@ class CandidateSignificance:
         Independent trials behind the comparable ones, by clustering; for people, never for the gate. NaN where fewer
         than two are comparable.
     trial_variance
-        Variance over the trials of their annual Sharpe ratios (n - 1 in the denominator); 0 for a single trial, NaN
-        where fewer than two of several trials have one.
+        Variance over the trials of their annual Sharpe ratios (n - 1 in the denominator): of all of them, or without
+        those of searches for parameters where that is larger; 0 for a single trial, NaN where fewer than two of several
+        trials have one.
     benchmark
         Annual Sharpe ratio to expect of the best of N skill-less trials; NaN where the variance is.
     psr, dsr
@@ -119,8 +124,15 @@ def candidate_significance(
 
 
 def _trial_variance(history: TrialHistory, notes: list[str]) -> float:
+    """Return the variance of the trials' Sharpe ratios, the larger of all trials' and of those made to be chosen among.
+
+    A search for parameters adds many trials that are nearly the same: they count in N, but they must not make the
+    trials as a whole look alike, or searching would lower the hurdle.
+    """
     sharpes = history.sharpes()
+    searched = np.array([json.loads(row.configuration).get("stage") == SEARCHED for row in history.counted])
     defined = sharpes[np.isfinite(sharpes)]
+    apart = sharpes[np.isfinite(sharpes) & ~searched]
     if len(defined) < len(sharpes):
         notes.append(
             f"{len(sharpes) - len(defined)} of {len(sharpes)} trials never traded and have no Sharpe ratio: "
@@ -132,7 +144,7 @@ def _trial_variance(history: TrialHistory, notes: list[str]) -> float:
     if len(defined) < 2:
         notes.append("DSR: fewer than two trials have a Sharpe ratio, so their variance is unknown.")
         return math.nan
-    return float(np.var(defined, ddof=1))
+    return max(float(np.var(part, ddof=1)) for part in (defined, apart) if len(part) >= 2)
 
 
 def _comparable(history: TrialHistory, candidate: DailyReturns, notes: list[str]) -> npt.NDArray[np.float64] | None:

@@ -117,6 +117,7 @@ def _make_input(n: int = 12 * 60, seed: int = 3, skill: float = 0.3, **changes: 
                 "label": label,
                 "width": width,
                 "score": future / width,
+                "score_t1": np.where(np.isnan(label), np.nan, bars.ts + 13.0 * TF),
                 "t1": np.where(np.isnan(label), np.nan, bars.ts + 13.0 * TF),
             }
         ),

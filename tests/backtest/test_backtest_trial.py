@@ -69,13 +69,17 @@ def test_a_backtest_is_counted_once_and_named(result, ledger):
 
 def test_choices_are_the_configuration_and_nothing_else_is(result):
     base = configuration_of(result, INPUTS)
-    for choice in ("params", "feature_set", "targets", "walk_forward", "test_start_ms"):
+    for choice in ("params", "feature_set", "targets", "walk_forward", "weights", "test_start_ms", "asked_end_ms"):
         assert configuration_of(result, INPUTS | {choice: "other"}) != base
     for other in ("code", "libraries", "partitions", "test_end_ms"):
         assert configuration_of(result, INPUTS | {other: "other"}) == base
     dearer = result.input.fees.model_copy(update={"taker_bp": 6.0})
     costly = dataclasses.replace(result, input=dataclasses.replace(result.input, fees=dearer))
     assert configuration_of(costly, INPUTS) != base
+    for limit in ("rebalance_band", "max_forecast_age"):  # they bind at unit exposure too
+        risk = result.input.risk.model_copy(update={limit: 0.5 * getattr(result.input.risk, limit)})
+        other = dataclasses.replace(result, input=dataclasses.replace(result.input, risk=risk))
+        assert configuration_of(other, INPUTS) != base
     json.dumps(base, allow_nan=False)
 
 
@@ -83,6 +87,9 @@ def test_the_data_version_knows_the_data(result):
     base = data_version_of(result, INPUTS)
     assert data_version_of(result, INPUTS | {"params": 1}) == base
     assert data_version_of(result, INPUTS | {"partitions": {"features|BTC-2h|2024-01": "v2"}}) != base
+    # a stacked base that was trained again is no other data: what it changes is counted
+    stacked = INPUTS["partitions"] | {"forecasts|BTC-2h|2h_lightgbm": "a" * 64}
+    assert data_version_of(result, INPUTS | {"partitions": stacked}) == base
     bars = result.input.bars.copy()
     bars.loc[5, "close"] += 1.0
     moved = dataclasses.replace(result, input=dataclasses.replace(result.input, bars=bars))

@@ -62,6 +62,10 @@ def stored(bench, warehouse, result, monkeypatch):
     return entry, store(bench, warehouse, entry, result, monkeypatch)
 
 
+def today(result):
+    return dataset.conditions_of(result.input.fees, result.input.risk, 5_000)
+
+
 def edit(warehouse, change):
     """Change the stored summary."""
     with warehouse.write() as con:
@@ -91,7 +95,7 @@ def test_measured_numbers_survive_json_with_what_is_undefined():
 
 def test_a_stored_backtest_becomes_a_record_that_promotes(bench, warehouse, stored, result):
     entry, counted = stored
-    record = gate_record(warehouse, entry, bench.ledger)
+    record = gate_record(warehouse, entry, bench.ledger, today(result))
     for size, computed in (("traded", record.traded), ("unit", record.unit)):
         measured = dataclasses.astuple(measured_of(result.metrics[size]))
         assert dataclasses.astuple(computed) == pytest.approx(measured, rel=1e-12)
@@ -105,42 +109,42 @@ def test_a_stored_backtest_becomes_a_record_that_promotes(bench, warehouse, stor
     assert stored_summaries(warehouse)[entry.version]["measured"]["unit"]["trades"] == record.unit.trades
 
 
-def test_trials_made_since_the_backtest_count(bench, warehouse, stored):
+def test_trials_made_since_the_backtest_count(bench, warehouse, stored, result):
     entry, _ = stored
-    before = gate_record(warehouse, entry, bench.ledger)
+    before = gate_record(warehouse, entry, bench.ledger, today(result))
     days = np.random.default_rng(99).normal(0.02, 0.01, 400)
     bench.ledger.append("research", {"x": 1}, DailyReturns(1_704_067_200_000, days), data_version="d", run_id="r")
-    after = gate_record(warehouse, entry, bench.ledger)
+    after = gate_record(warehouse, entry, bench.ledger, today(result))
     assert after.statistics.n_trials == before.statistics.n_trials + 1
     assert after.statistics.dsr < before.statistics.dsr
 
 
-def test_without_a_backtest_of_that_very_version_the_command_is_named(bench, warehouse, stored):
+def test_without_a_backtest_of_that_very_version_the_command_is_named(bench, warehouse, stored, result):
     other = bench.register(2)
     with pytest.raises(MissingDataError, match="mlbot backtest --source archive --symbol BTC --interval 2h"):
-        gate_record(warehouse, other, bench.ledger)
+        gate_record(warehouse, other, bench.ledger, today(result))
     nothing = Warehouse(bench.home / "none.duckdb", FixedClock(0))
     with pytest.raises(MissingDataError, match="no backtest of model"):
-        gate_record(nothing, other, bench.ledger)
+        gate_record(nothing, other, bench.ledger, today(result))
     assert stored_summaries(nothing) == {}
 
 
-def test_a_better_stored_verdict_helps_nobody(bench, warehouse, stored):
+def test_a_better_stored_verdict_helps_nobody(bench, warehouse, stored, result):
     entry, _ = stored
     edit(warehouse, lambda summary: summary["measured"]["unit"].update(sharpe=99.0))
     with pytest.raises(GateRefusedError, match=r"contradicts its own equity at unit size: sharpe is .* stored as 99"):
-        gate_record(warehouse, entry, bench.ledger)
+        gate_record(warehouse, entry, bench.ledger, today(result))
 
 
-def test_changed_equity_is_noticed(bench, warehouse, stored):
+def test_changed_equity_is_noticed(bench, warehouse, stored, result):
     entry, _ = stored
     with warehouse.write() as con:
         con.execute("UPDATE backtest_equity SET nav_traded = nav_traded * 1.01 WHERE position <> 0")
     with pytest.raises(GateRefusedError, match="was changed after its backtest"):
-        gate_record(warehouse, entry, bench.ledger)
+        gate_record(warehouse, entry, bench.ledger, today(result))
 
 
-def test_equity_that_was_never_counted_is_refused(bench, warehouse, stored):
+def test_equity_that_was_never_counted_is_refused(bench, warehouse, stored, result):
     """Equity, its hash and the numbers all changed together: the ledger still does not know these returns."""
     from mlbot_core.warehouse import data_version, read_window
 
@@ -158,29 +162,42 @@ def test_equity_that_was_never_counted_is_refused(bench, warehouse, stored):
 
     edit(warehouse, fit)
     with pytest.raises(GateRefusedError, match="never counted as a trial in the research ledger"):
-        gate_record(warehouse, entry, bench.ledger)
+        gate_record(warehouse, entry, bench.ledger, today(result))
 
 
-def test_a_number_of_trades_that_the_ledger_contradicts_is_refused(bench, warehouse, stored):
+def test_a_number_of_trades_that_the_ledger_contradicts_is_refused(bench, warehouse, stored, result):
     entry, _ = stored
     edit(warehouse, lambda summary: summary["measured"]["unit"].update(trades=5_000))
     with pytest.raises(GateRefusedError, match="claims 5000 trades at unit exposure, the ledger"):
-        gate_record(warehouse, entry, bench.ledger)
+        gate_record(warehouse, entry, bench.ledger, today(result))
 
 
 @pytest.mark.parametrize("spoil", [lambda s: s.pop("measured"), lambda s: s["measured"].pop("unit")])
-def test_what_was_stored_without_the_numbers_has_to_be_made_again(bench, warehouse, stored, spoil):
+def test_what_was_stored_without_the_numbers_has_to_be_made_again(bench, warehouse, stored, spoil, result):
     entry, _ = stored
     edit(warehouse, spoil)
     with pytest.raises(GateRefusedError, match="run: mlbot backtest"):
-        gate_record(warehouse, entry, bench.ledger)
+        gate_record(warehouse, entry, bench.ledger, today(result))
 
 
-def test_an_honest_backtest_without_skill_is_refused(bench, warehouse, make_input, monkeypatch):
+def test_an_honest_backtest_without_skill_is_refused(bench, warehouse, make_input, monkeypatch, result):
     entry = bench.register()
     store(bench, warehouse, entry, run_backtest(make_input(n=12 * 400, skill=0.0)), monkeypatch)
-    record = gate_record(warehouse, entry, bench.ledger)
+    record = gate_record(warehouse, entry, bench.ledger, today(result))
     assert record.verdict.refused
     with pytest.raises(GateRefusedError, match=r"Sharpe \(unit\)"):
         bench.registry.promote(record, models_dir=bench.models_dir, ledger=bench.ledger, why="hope")
     assert bench.registry.state().champions == {}
+
+
+def test_a_backtest_without_costs_promotes_nothing(bench, warehouse, stored, result):
+    entry, _ = stored
+    free = result.input.fees.model_copy(update={"taker_bp": 0.0, "maker_bp": 0.0, "slippage_bp": 0.0})
+    tiny = result.input.risk.model_copy(update={"max_position": 0.01})
+    for conditions in (
+        dataset.conditions_of(free, result.input.risk, 5_000),
+        dataset.conditions_of(result.input.fees, tiny, 5_000),
+        dataset.conditions_of(result.input.fees, result.input.risk, 0),
+    ):
+        with pytest.raises(GateRefusedError, match="other fees, limits or delays than today's"):
+            gate_record(warehouse, entry, bench.ledger, conditions)

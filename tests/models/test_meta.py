@@ -65,12 +65,13 @@ def test_every_bar_gets_the_newest_forecast_that_had_closed() -> None:
     np.testing.assert_allclose(X["2h_a_score"], [0.1 * k for k in range(12)])
     assert (X["2h_a_age"] == 0).all()
     # the hour that closes with the two-hour bar is the odd one
-    np.testing.assert_array_equal(X["1h_a_score"], [2.0 * k + 1 for k in range(12)])
+    np.testing.assert_allclose(X["1h_a_score"], [np.sqrt(2) * (2.0 * k + 1) for k in range(12)])
     assert (X["1h_a_age"] == 0).all()
     # the first four-hour bar closes with the second two-hour bar
     assert X["4h_a_score"].isna().tolist() == [True] + [False] * 11
-    np.testing.assert_array_equal(X["4h_a_score"][1:], [10.0 * (k // 2) for k in range(11)])
-    np.testing.assert_array_equal(X["4h_a_age"][1:], [k % 2 for k in range(11)])
+    np.testing.assert_allclose(X["4h_a_score"][1:], [10.0 * (k // 2) / np.sqrt(2) for k in range(11)])
+    # age counts in the bars of the slower of the two
+    np.testing.assert_array_equal(X["4h_a_age"][1:], [0.5 * (k % 2) for k in range(11)])
 
 
 def test_old_forecasts_are_missing_and_unmade_ones_do_not_count() -> None:
@@ -101,6 +102,17 @@ def test_what_comes_later_changes_no_row(seed: int, cut: int) -> None:
         for b in bases
     ]
     pd.testing.assert_frame_equal(stack(past, grid[:cut], TWO_HOURS, 3), whole.iloc[:cut], check_exact=True)
+
+
+def test_one_drift_shows_as_one_score_on_every_timeframe() -> None:
+    """A constant drift is a score that grows with the square root of the bar; stacked, it is the same number."""
+    grid = np.array([START + 2 * k * HOUR_MS for k in range(24)])
+    bases = []
+    for hours in (1, 2, 4):
+        ts = START + hours * HOUR_MS * np.arange(48 // hours)
+        bases.append(base(f"{hours}h_a", f"BTC-{hours}h", ts.tolist(), [0.1 * np.sqrt(hours)] * len(ts)))
+    scores = stack(bases, grid, TWO_HOURS, 2).filter(like="_score").iloc[2:]
+    np.testing.assert_allclose(scores, 0.1 * np.sqrt(2))
 
 
 def test_timeframes_are_the_chosen_ones_or_all() -> None:

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
+from mlbot_core.backtest.dataset import BacktestRequest, backtest
 from mlbot_core.clock import FixedClock
 from mlbot_core.config import Settings, load_settings
+from mlbot_core.config.models import RetrainConfig
 from mlbot_core.errors import MissingDataError, QualityRefusedError, WarehouseError
 from mlbot_core.features import feature_set
 from mlbot_core.features.dataset import DatasetRequest, materialize_features, table_name
 from mlbot_core.market import CORE_SERIES, SeriesBatch, make_table
+from mlbot_core.models.meta_training import train_meta
 from mlbot_core.models.training import train
-from mlbot_core.models.training_data import TrainRequest
+from mlbot_core.models.training_data import TrainRequest, _usable
 from mlbot_core.sources.base import Served, SourceBase
 from mlbot_core.targets.dataset import materialize_targets
 from mlbot_core.timeframe import DAY_MS, Market, Month
@@ -167,6 +173,50 @@ def test_late_rows_neither_train_nor_are_forecast(tmp_path: Path, settings: Sett
     assert not checks["coverage"].passed, "one bar in twelve is not decided on: that must not pass as a whole period"
     hits = done.result.hits / done.result.directional_rows  # type: ignore[attr-defined]
     assert 0.35 < hits < 0.65, "a random walk cannot be foretold"
+
+
+def test_the_meta_model_forecasts_no_bar_that_no_decision_had(tmp_path: Path, settings: Settings) -> None:
+    home = Home(tmp_path, settings, "late")
+    home.pull("2023-01", "2023-12")
+    home.derive("2023-01", "2023-12")
+    home.train("2023-06")
+    with home.warehouse.write() as con:  # one bar in twelve is late: the base is refused as a whole, but not here
+        con.execute("UPDATE quality SET passed = true WHERE asset = 'forecasts'")
+    walk = settings.models.walk_forward.model_copy(update={"models": {"meta": RetrainConfig(min_train_days=60)}})
+    models = settings.models.model_copy(update={"walk_forward": walk})
+    request = TrainRequest("archive", MARKET, "meta", None, None, DELAY, home.clock.now_ms(), 1, "run")
+    done = train_meta(home.warehouse, request, models, [MARKET.timeframe], tmp_path / "models")
+    forecasts = done.result.forecasts
+    tardy = forecasts["ts"].isin(home.source.ts[home.source.marked])
+    assert tardy.any()
+    assert forecasts.loc[tardy, "score"].isna().all()
+    assert forecasts.loc[~tardy, "score"].notna().all()
+
+
+def test_a_backtest_trades_the_labels_that_its_model_was_trained_on(tmp_path: Path, settings: Settings) -> None:
+    home = Home(tmp_path, settings)
+    home.pull("2023-01", "2023-12")
+    home.derive("2023-01", "2023-12")
+    home.train("2023-10")
+    asked = BacktestRequest("archive", MARKET, "lightgbm", DELAY, home.clock.now_ms(), "run")
+    assert backtest(home.warehouse, asked, settings.fees, settings.risk).result.metrics["unit"].days > 60
+    wider = settings.models.targets.model_copy(update={"barrier_width": 2.0})
+    months = tuple(Month.span(Month.parse("2023-11").start_ms, Month.parse("2023-11").end_ms))
+    request = DatasetRequest("archive", MARKET, months, DELAY, home.clock.now_ms(), "run")
+    materialize_targets(home.warehouse, request, wider)
+    with pytest.raises(MissingDataError, match=r"1 months of labels .*2023-11-01.* are not those that model"):
+        backtest(home.warehouse, asked, settings.fees, settings.risk)
+
+
+@settings_of_hypothesis(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), cut=st.integers(1, 80))
+def test_which_rows_are_usable_does_not_depend_on_what_is_served_later(seed: int, cut: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(80, 12))
+    matrix[rng.random(matrix.shape) < 0.15] = np.nan
+    for column, first in enumerate(rng.integers(0, 80, 12)):
+        matrix[:first, column] = np.nan
+    np.testing.assert_array_equal(_usable(matrix[:cut]), _usable(matrix)[:cut])
 
 
 def test_months_are_the_same_whichever_are_made_together(tmp_path: Path, settings: Settings) -> None:

@@ -187,6 +187,24 @@ def counted_quietly(home: Path) -> int:
         return 0
 
 
+def test_other_data_is_another_study_but_not_another_trial(tmp_path: Path) -> None:
+    data = market(400, 2)
+    first = search(tmp_path, data, 300, 3)
+    changed = TrainingSet(data.X * 0.5 + 0.1, data.y, data.t0, data.usable, {"features": "v2"}, data.feature_set)
+    other = search(tmp_path, changed, 300, 3)
+    assert other.study != first.study
+    history = TrialLedger(tmp_path, FixedClock(START)).read("test")
+    assert len({row.data_version for row in history.rows}) == 2
+    assert history.n_configurations == len({str(p) for t in (first, other) for p in t.trials["penalty"]})
+
+
+def test_without_the_next_bars_return_nothing_can_be_judged(tmp_path: Path) -> None:
+    data = market(400, 2)
+    blind = TrainingSet(data.X, data.y.assign(next_ret=np.nan), data.t0, data.usable, data.partitions, data.feature_set)
+    with pytest.raises(MissingDataError, match=r"add 1 to targets\.horizons"):
+        search(tmp_path, blind, 300, 2)
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------
 
 

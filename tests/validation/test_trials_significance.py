@@ -73,6 +73,22 @@ def test_every_further_trial_lowers_the_dsr_of_the_best(ledger):
     assert after.dsr < before
 
 
+def test_searching_for_parameters_never_lowers_the_hurdle(ledger):
+    """Trials of a search are nearly the same: they count, and they must not make all trials look alike."""
+    mine = add(ledger, -1, noise(77, mean=0.0015))
+    for x in range(8):
+        add(ledger, x, noise(1000 + x, mean=0.0005 * (x - 4)))
+    hurdles = [candidate_significance(ledger.read("test"), mine).benchmark]
+    searched = noise(5)
+    for number in range(60):
+        returns = DailyReturns(searched.first_day_ms, searched.values * (1 + 1e-3 * number))
+        ledger.append("test", {"stage": "tuning", "n": number}, returns, data_version="d", run_id="r")
+        if number in (9, 59):
+            hurdles.append(candidate_significance(ledger.read("test"), mine).benchmark)
+    assert hurdles == sorted(hurdles)
+    assert hurdles[0] < hurdles[-1]
+
+
 def test_the_best_of_many_noises_is_not_significant(ledger):
     trials = [add(ledger, x, noise(x)) for x in range(60)]
     best = max(trials, key=lambda one: sharpe_ratio(one.values))
