@@ -43,6 +43,7 @@ class BrokerBench:
         self.clock = clock
         self.kind = kind
         self.connect = connect
+        self.url = ""
         self.symbol = "BTCUSDT"
         self.broker = connect()
         self._count = 0
@@ -89,6 +90,11 @@ def _keys(name: str, secret: str) -> KeyPair:
     return KeyPair(key=SecretStr(name), secret=SecretStr(secret))
 
 
+@pytest.fixture
+def canaries() -> KeyPair:
+    return _keys(CANARY_KEY, CANARY_SECRET)
+
+
 @pytest.fixture(params=["in_process", "sockets"])
 def bench(request: pytest.FixtureRequest, broker_market: BybitMarket) -> Iterator[BrokerBench]:
     """The same account twice: pybit's session over an adapter, and over loopback sockets."""
@@ -120,4 +126,6 @@ def bench(request: pytest.FixtureRequest, broker_market: BybitMarket) -> Iterato
             stack.callback(broker.close)
             return broker
 
-        yield BrokerBench(exchange, clock, connect, request.param)
+        made = BrokerBench(exchange, clock, connect, request.param)
+        made.url = more.get("url", "")
+        yield made

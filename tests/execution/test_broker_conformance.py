@@ -327,6 +327,17 @@ def test_finding_out_survives_trouble(bench, path, effect):
     assert "10016" in found.reason
 
 
+@pytest.mark.parametrize(("seconds", "wanted"), [(10, Absent), (120, Ambiguous)])
+def test_an_outage(bench, seconds, wanted):
+    bench.broker.ticker("BTCUSDT")
+    placed(bench, link="before")
+    sent = bench.clock.now_ms()
+    bench.faults(TradeFault("outage", active_from_ms=sent, active_to_ms=sent + seconds * 1000))
+    assert isinstance(bench.broker.place(bench.order(link="during"), may_send=yes), Ambiguous)
+    assert isinstance(bench.broker.resolve("BTCUSDT", "during", sent), wanted)
+    assert bench.orders("during") == []
+
+
 def test_an_order_that_shows_itself_late(bench):
     bench.faults(TradeFault("late_visibility", "order/create", nth=1, seconds=6))
     sent = bench.clock.now_ms()
