@@ -537,9 +537,8 @@ def test_leave_is_asked_after_everything_else(bench):
     assert all(row == seen[0] for row in seen)
 
 
+@pytest.mark.parametrize("bench", ["sockets"], indirect=True)
 def test_a_trader_that_froze_between_head_and_body(bench):
-    if bench.kind == "in_process":
-        pytest.skip("nothing is written in process")
     answers = iter([True, False])
     outcome = bench.broker.place(bench.order(link="frozen"), may_send=lambda: next(answers))
     rejected(outcome, "may_not_send")

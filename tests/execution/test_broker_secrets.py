@@ -112,10 +112,9 @@ def test_nothing_secret_is_kept_shown_or_raised(bench, canaries, caplog, capfd, 
         assert any(form in urllib.parse.urlencode({"q": secret}) for form in forms(canaries))
 
 
+@pytest.mark.parametrize("bench", ["sockets"], indirect=True)
 def test_pybit_alone_would_tell(bench, canaries):
     """Why all this: the same failure through pybit as it comes holds the key in the exception."""
-    if bench.kind == "in_process":
-        pytest.skip("the real exception comes from sockets")
     from pybit.unified_trading import HTTP
 
     bench.faults(TradeFault("timeout", "order/create", seconds=0.8))

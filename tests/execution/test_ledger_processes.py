@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from mlbot_core.clock import FixedClock
 from mlbot_core.execution.ledger import ExecutionLedger
@@ -139,19 +140,31 @@ def test_a_kill_at_any_moment_leaves_every_transaction_whole(tmp_path):
     assert len(done) == 6
 
 
+@pytest.fixture
+def database(postgres_url):
+    """A database of its own: the server is shared with tests that decide later bars of the same account."""
+    server = sa.create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg2:"), isolation_level="AUTOCOMMIT")
+    with server.connect() as con:
+        con.execute(sa.text("CREATE DATABASE processes"))
+    yield postgres_url.rpartition("/")[0] + "/processes"
+    with server.connect() as con:
+        con.execute(sa.text("DROP DATABASE processes WITH (FORCE)"))
+    server.dispose()
+
+
 @pytest.mark.slow
-def test_the_same_on_postgres(tmp_path, postgres_url):
-    writers = [start(tmp_path, name, count=6, url=postgres_url) for name in range(2)]
+def test_the_same_on_postgres(tmp_path, database):
+    writers = [start(tmp_path, name, count=6, url=database) for name in range(2)]
     said = [said_by(writer) for writer in writers]
     assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
-    killed = start(tmp_path, "killed", 7, url=postgres_url)
+    killed = start(tmp_path, "killed", 7, url=database)
     assert killed.stdout.readline() == "ready\n"
     time.sleep(0.5)
     os.kill(killed.pid, signal.SIGKILL)
     late = said_by(killed)
     assert killed.wait(timeout=30) == -signal.SIGKILL
     assert not (tmp_path / "execution.sqlite").exists()
-    book = ExecutionLedger(tmp_path, FixedClock(0), ACCOUNT, url=postgres_url)
+    book = ExecutionLedger(tmp_path, FixedClock(0), ACCOUNT, url=database)
     assert check_whole(book, said[0] | said[1] | late) >= 6
     assert not said[0] & said[1]
     assert (
