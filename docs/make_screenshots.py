@@ -1,10 +1,12 @@
-"""Take the README's pictures again: python docs/make_screenshots.py   (after make demo; needs Chromium on the PATH).
+"""Take the README's pictures again: python docs/make_screenshots.py [--report FILE]   (after make demo; needs Chromium).
 
-Serves the home that the demo filled, looks at it with a headless Chromium, and writes ``docs/images/*.png``.
+Serves the home that the demo filled, looks at it with a headless Chromium, and writes ``docs/images/*.png``. With
+``--report`` the picture of a report is that of another file, for instance one made from recorded data.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import shutil
@@ -125,6 +127,9 @@ def save(name: str, png: bytes) -> None:
 
 def main() -> None:
     """Take all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", type=Path, help="an HTML report instead of the demo's")
+    chosen = parser.parse_args().report
     from playwright.sync_api import sync_playwright
 
     program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -141,7 +146,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
         page = browser.new_page()
-        save("report.png", report_page(page, reports[-1]))
+        save("report.png", report_page(page, (chosen or reports[-1]).resolve()))
         with served() as url:
             save("asset-graph.png", asset_graph(page, url))
             save("backtest-asset.png", backtest_page(page, url))
