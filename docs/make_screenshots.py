@@ -1,4 +1,4 @@
-"""Take the README's pictures again: python docs/make_screenshots.py [--report FILE]   (after make demo; needs Chromium).
+"""Take the README's pictures again: python docs/make_screenshots.py [--report FILE]   (after make demo; with Chromium).
 
 Serves the home that the demo filled, looks at it with a headless Chromium, and writes ``docs/images/*.png``. With
 ``--report`` the picture of a report is that of another file, for instance one made from recorded data.

@@ -74,4 +74,4 @@ def _digests(package_dir: Path, files: Sequence[Path]) -> dict[str, str]:
 
 
 # what was on disk when this process began to import: a version must not name what was edited afterwards
-_AT_START: Final = _digests(PACKAGE_DIR, [path for room in CODE_ROOMS for path in (PACKAGE_DIR / room).rglob("*.py")])
+_AT_START: Final = _digests(PACKAGE_DIR, list(PACKAGE_DIR.rglob("*.py")))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from mlbot_core.backtest.dataset import BACKTESTS_TABLE, EQUITY_TABLE
+from mlbot_core.backtest.dataset import BACKTESTS_TABLE, EQUITY_TABLE, conditions_of
 from mlbot_core.backtest.gate_record import measure, scope_of
 from mlbot_core.backtest.metrics import daily_returns
 from mlbot_core.cli.main import app
@@ -49,7 +49,10 @@ def store_backtest(bench, entry, drift, days=400):
     nav = {"traded": 10_000 * np.cumprod(1 + own / 10), "unit": 10_000 * np.cumprod(1 + own)}
     table = pa.table({"ts": ts, "nav_traded": nav["traded"], "nav_unit": nav["unit"]})
     measured = {size: measure(ts, values, 10_000.0, 150).as_json() for size, values in nav.items()}
+    chosen = load_settings()
+    delay = chosen.intervals.settle_delay_ms(entry.slot.source)
     summary = {
+        "conditions": conditions_of(chosen.fees, chosen.risk, delay),
         "measured": measured | {"initial_nav": 10_000.0},
         "start_ms": START,
         "end_ms": START + days * DAY,
