@@ -20,6 +20,19 @@ from mlbot_core.warehouse import Warehouse
 research = typer.Typer(no_args_is_help=True, help="Every model and baseline side by side.")
 
 _STEPS = {"train": 1, "stack": 1, "backtest": 2}
+# what fits a terminal; the markdown has all columns
+_SHOWN = (
+    "timeframe",
+    "model",
+    "trades",
+    "IC [95 %]",
+    "hit rate [95 %]",
+    "Sharpe [95 %]",
+    "max DD",
+    "MAR",
+    "DSR (N)",
+    "PBO",
+)
 # months of 4h bars as they were seen at the time: too short to judge, and shown as that
 _VINTAGES, _VINTAGE_MARKET = "archive-vintages", "BTC-4h"
 
@@ -72,7 +85,10 @@ def table(
         output.emit_json({"rows": rows, "markdown": str(path)})
         return
     console = output.console()
-    console.print(output.table("Research", COLUMNS, cells, right=COLUMNS[3:-1]), soft_wrap=True)
+    shown = [COLUMNS.index(name) for name in _SHOWN]
+    console.print(output.table("Research", _SHOWN, [[row[i] for i in shown] for row in cells], right=_SHOWN[2:]))
+    for row in cells:
+        console.print(f"{row[0]} {row[1]}: {row[-1]}", markup=False, soft_wrap=True)
     console.print(MEANING)
     console.print(f"markdown: {path}", soft_wrap=True)
 

@@ -241,13 +241,14 @@ def _months(made: Any, request: TrainRequest, models: ModelsConfig) -> list[Mont
 
 
 def _usable(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Return which rows know enough: most of the features that had any value by then.
+    """Return which rows know enough: most of the features that have any value at all in these data.
 
-    A feature that is served from some day on makes no earlier row unusable: that was not known there.
+    This chooses the data set, and looks at no value: rows from before a series was served are left out, since a model
+    of most features missing is another model. Which months are loaded is a part of the model's version.
     """
     known = np.isfinite(matrix)
-    served = np.logical_or.accumulate(known, axis=0).sum(axis=1)
-    return np.asarray((served > 0) & (known.sum(axis=1) >= _MIN_FINITE * np.maximum(served, 1)))
+    served = known.any(axis=0)
+    return np.asarray(known[:, served].mean(axis=1) >= _MIN_FINITE) if served.any() else np.zeros(len(matrix), np.bool_)
 
 
 def _require_current(
