@@ -253,7 +253,8 @@ def conditions_of(fees: FeesConfig, risk: RiskConfig, settle_delay_ms: int) -> s
     """Return the hash of what a backtest was traded under: costs, limits and delays."""
     made_of = {
         "fees": fees.model_dump(mode="json"),
-        "risk": risk.model_dump(mode="json"),
+        # what single orders are checked against does not reach a backtest
+        "risk": risk.model_dump(mode="json", exclude={"gate"}),
         "settle_delay_ms": settle_delay_ms,
         "latency_ms": DECISION_LATENCY_MS,
     }

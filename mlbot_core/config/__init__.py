@@ -1,5 +1,6 @@
 """Validated, frozen configuration: YAML files plus the environment, secrets kept secret."""
 
+from mlbot_core.config.execution import ExecutionConfig, OrdersConfig, WatchConfig
 from mlbot_core.config.features import BarrierConfig, DriftConfig, FeatureConfig, FeatureSetConfig, TargetConfig
 from mlbot_core.config.models import (
     CalibrationConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "ConstantConfig",
     "DriftConfig",
     "EmulatorConfig",
+    "ExecutionConfig",
     "FeatureConfig",
     "FeatureSetConfig",
     "FeesConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "MetaConfig",
     "ModelsConfig",
     "MomentumConfig",
+    "OrdersConfig",
     "QualityConfig",
     "RidgeConfig",
     "RiskConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "TFTConfig",
     "TargetConfig",
     "WalkForwardConfig",
+    "WatchConfig",
     "WeightsConfig",
     "load_api_keys",
     "load_settings",

@@ -7,9 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from mlbot_core.errors import UsageError
+from mlbot_core.timeframe import Timeframe
 
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+
+
+def _timeframe(value: Any) -> Timeframe:
+    if isinstance(value, Timeframe):
+        return value
+    try:
+        return Timeframe.parse(str(value))
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+TimeframeField = Annotated[Timeframe, BeforeValidator(_timeframe)]
 
 
 class Frozen(BaseModel):

@@ -22,26 +22,18 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from mlbot_core.config.base import Frozen, read_yaml
+from mlbot_core.config.base import Frozen, TimeframeField, read_yaml
+from mlbot_core.config.execution import ExecutionConfig
 from mlbot_core.config.models import ModelsConfig
 from mlbot_core.config.quality import QualityConfig
 from mlbot_core.config.trading import FeesConfig, RiskConfig
 from mlbot_core.errors import ConfigError, UsageError
-from mlbot_core.timeframe import Market, Timeframe
+from mlbot_core.timeframe import Market
 
 SOURCE_NAMES = ("emulator", "coinglass", "bybit", "archive", "archive-vintages")
 COINGLASS_URL = "https://open-api-v4.coinglass.com"
-
-
-def _timeframe(value: Any) -> Timeframe:
-    if isinstance(value, Timeframe):
-        return value
-    try:
-        return Timeframe.parse(str(value))
-    except UsageError as error:
-        raise ValueError(str(error)) from error
 
 
 def _known_source(value: str) -> str:
@@ -50,7 +42,6 @@ def _known_source(value: str) -> str:
     return value
 
 
-TimeframeField = Annotated[Timeframe, BeforeValidator(_timeframe)]
 SourceName = Annotated[str, AfterValidator(_known_source)]
 
 
@@ -138,6 +129,29 @@ class Settings(Frozen):
     models: ModelsConfig
     fees: FeesConfig
     risk: RiskConfig
+    execution: ExecutionConfig
+
+    @property
+    def decision_market(self) -> Market:
+        """The market of the one decision clock.
+
+        Raises
+        ------
+        ConfigError
+            If ``execution.yaml`` names one that ``intervals.yaml`` does not have.
+        """
+        chosen = Market(self.execution.symbol, self.execution.timeframe)
+        if chosen not in self.intervals.markets:
+            raise ConfigError(
+                f"{self.config_dir / 'execution.yaml'} decides on {chosen}, which intervals.yaml does not have; choose "
+                f"among {', '.join(map(str, self.intervals.markets))}"
+            )
+        return chosen
+
+    @property
+    def live_dir(self) -> Path:
+        """Halt marker, heartbeats and reports of what is live."""
+        return self.home / "live"
 
     @property
     def warehouse_path(self) -> Path:
@@ -169,6 +183,7 @@ _FILES: Final[Mapping[str, type[Frozen]]] = {
     "models": ModelsConfig,
     "fees": FeesConfig,
     "risk": RiskConfig,
+    "execution": ExecutionConfig,
 }
 
 

@@ -137,6 +137,36 @@ class FeesConfig(Frozen):
         return self
 
 
+class GateConfig(Frozen):
+    """What every order is checked against right before it is sent.
+
+    Parameters
+    ----------
+    max_order_share
+        Largest value of an order that adds to a position, fraction of NAV.
+    max_orders_per_minute
+        Of every kind.
+    price_band
+        A limit price, and the last price, may be this far from the mark price, fraction of it.
+    max_spread_bp
+        (ask - bid) / middle, basis points.
+    max_clock_offset_ms
+        Between this machine and the exchange.
+    max_maintenance_rate
+        The account's maintenance margin over its margin balance, fraction.
+    first_day_max_position
+        Instead of ``max_position`` for the first 24 hours of trading on mainnet, fraction of NAV.
+    """
+
+    max_order_share: float = Field(default=0.12, gt=0, le=2)
+    max_orders_per_minute: int = Field(default=20, ge=1, le=600)
+    price_band: float = Field(default=0.02, gt=0, le=0.2)
+    max_spread_bp: float = Field(default=20.0, gt=0, le=1_000)
+    max_clock_offset_ms: int = Field(default=1_000, ge=1, le=5_000)
+    max_maintenance_rate: float = Field(default=0.5, gt=0, lt=1)
+    first_day_max_position: float = Field(default=0.02, gt=0, le=1)
+
+
 class RiskConfig(Frozen):
     """``risk.yaml``: what is risked at most.
 
@@ -158,6 +188,8 @@ class RiskConfig(Frozen):
         An older forecast counts as stale data; bars of the decision timeframe.
     stale_after_s
         A mark price, wallet or position that is older counts as unknown, seconds.
+    gate
+        Bounds of single orders, checked right before they are sent.
     """
 
     max_position: float = Field(gt=0, le=1)
@@ -168,6 +200,7 @@ class RiskConfig(Frozen):
     rebalance_band: float = Field(default=0.2, gt=0, le=1)
     max_forecast_age: float = Field(default=1.5, gt=0, le=100)
     stale_after_s: float = Field(default=60.0, gt=0, le=3_600)
+    gate: GateConfig = GateConfig()
 
     @model_validator(mode="after")
     def _stop_within_reach(self) -> RiskConfig:

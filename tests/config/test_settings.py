@@ -58,6 +58,11 @@ def test_the_environment_chooses_source_and_threads(config: Path) -> None:
     [
         ("risk.yaml", "max_position: 0.10", "max_position: 10", "max_position"),
         ("risk.yaml", "max_position: 0.10", "max_positoin: 0.1", "max_positoin"),
+        ("risk.yaml", "price_band: 0.02", "price_band: 2", "gate.price_band"),
+        ("execution.yaml", "venue: emulator", "venue: moon", "emulator, paper, demo, testnet, mainnet"),
+        ("execution.yaml", "model: meta", "model: oracle", "model 'oracle' is unknown"),
+        ("execution.yaml", "lease_s: 10", "lease_s: 20", "must have lost its lease before the dead-man acts"),
+        ("execution.yaml", "deadman_after_s: 20", "deadman_after_s: 3", "would halt a healthy trader"),
         ("fees.yaml", "taker_bp: 5.5", "taker_bp: -1", "taker_bp"),
         ("intervals.yaml", "[30m, 1h, 2h, 4h]", "[30m, 7h]", "timeframes.1"),
         ("intervals.yaml", "history_start: 2020-10-01", "history_start: 2020-10-02", "first day of a month"),
@@ -153,3 +158,11 @@ def test_a_malformed_key_file_is_refused_without_quoting_it(config: Path, text: 
     error = caught.value
     assert error.__suppress_context__ or error.__context__ is None, "a chained traceback would print the text"
     assert CANARY not in f"{error} {error.__cause__}"
+
+
+def test_the_decision_clock_is_a_configured_market(config: Path) -> None:
+    environment = {"MLBOT_CONFIG_DIR": str(config)}
+    assert str(load_settings(environment).decision_market) == "BTC-2h"
+    edit(config / "intervals.yaml", lambda text: text.replace("[30m, 1h, 2h, 4h]", "[1h]"))
+    with pytest.raises(ConfigError, match="decides on BTC-2h, which intervals.yaml does not have; choose among BTC-1h"):
+        _ = load_settings(environment).decision_market
