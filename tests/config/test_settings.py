@@ -165,6 +165,6 @@ def test_the_decision_clock_is_a_configured_market(config: Path) -> None:
     assert str(load_settings(environment).decision_market) == "BTC-2h"
     edit(config / "intervals.yaml", lambda text: text.replace("[30m, 1h, 2h, 4h]", "[1h]"))
     with pytest.raises(
-        ConfigError, match="decides on BTC-2h, which intervals[.]yaml does not have; choose among BTC-1h"
+        ConfigError, match=r"decides on BTC-2h, which intervals.yaml does not have; choose among BTC-1h"
     ):
         _ = load_settings(environment).decision_market
