@@ -1,18 +1,24 @@
 """One injected clock: every ``now`` in the product comes from here, so time can be replayed.
 
 ``MLBOT_CLOCK`` chooses it for a whole process tree: ``system`` (the default),
-``fixed:2026-01-01T00:02:00Z`` (time stands still) or ``scaled:2026-01-01T00:00:00Z:600``
-(starts there, 600 times faster than the wall).
+``fixed:2026-01-01T00:02:00Z`` (time stands still), ``scaled:2026-01-01T00:00:00Z:600``
+(starts there in each process, 600 times faster than the wall) or ``file:PATH`` (the present that a
+file names, the same for all processes that read it; whoever rehearses days in minutes moves it).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Protocol
 
 from mlbot_core.errors import ConfigError
+
+
+_FORMS = "system, fixed:<ISO time>, scaled:<ISO time>:<speed> or file:<path>"
 
 
 class Clock(Protocol):
@@ -99,6 +105,86 @@ class ScaledClock:
         time.sleep(max(0.0, seconds) / self._speed)
 
 
+class SharedClock:
+    """A clock that many processes read from one file, so that they agree, and that one of them may move forward.
+
+    Between moves it runs ``speed`` times as fast as the wall. Sleeping ends early when the clock is moved past the end.
+
+    Parameters
+    ----------
+    path
+        Written by :meth:`begin`.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or is no clock.
+    """
+
+    _LOOK_S = 0.02
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._look()
+
+    @classmethod
+    def begin(cls, path: Path, now_ms: int, speed: float = 1.0) -> SharedClock:
+        """Write the file and return its clock.
+
+        Raises
+        ------
+        ValueError
+            If the speed is not positive.
+        """
+        if not speed > 0:
+            raise ValueError(f"speed must be positive, got {speed}")
+        _write_clock(path, now_ms, time.time_ns(), speed)
+        return cls(path)
+
+    def now_ms(self) -> int:
+        """Return the present of the file, UTC ms."""
+        self._look()
+        return self._start_ms + int((time.time_ns() - self._origin_ns) * self._speed) // 1_000_000
+
+    def sleep(self, seconds: float) -> None:
+        """Block until ``seconds`` of this clock have passed, or were skipped."""
+        until = self.now_ms() + max(0.0, seconds) * 1000
+        while (left := until - self.now_ms()) > 0:
+            time.sleep(min(left / 1000 / self._speed, self._LOOK_S))
+
+    def set_ms(self, now_ms: int) -> None:
+        """Move everybody's present to ``now_ms``; time never runs backwards.
+
+        Raises
+        ------
+        ValueError
+            If ``now_ms`` lies before the present.
+        """
+        present = self.now_ms()
+        if now_ms < present:
+            raise ValueError(f"the clock stands at {present} and cannot go back to {now_ms}")
+        _write_clock(self._path, now_ms, time.time_ns(), self._speed)
+
+    def _look(self) -> None:
+        try:
+            found = self._path.stat()
+            stamp = (found.st_ino, found.st_mtime_ns)
+            if stamp != self._stamp:
+                read = json.loads(self._path.read_text(encoding="utf-8"))
+                self._start_ms, self._origin_ns = int(read["now_ms"]), int(read["wall_ns"])
+                self._speed = float(read["speed"])
+                self._stamp = stamp
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self._path} holds no clock ({type(error).__name__})") from error
+
+
+def _write_clock(path: Path, now_ms: int, wall_ns: int, speed: float) -> None:
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(json.dumps({"now_ms": now_ms, "wall_ns": wall_ns, "speed": speed}), encoding="utf-8")
+    new.replace(path)
+
+
 def parse_utc_ms(text: str) -> int:
     """Return UTC ms of an ISO date or date-time (``2025-06-30`` or ``2025-06-30T12:00:00Z``).
 
@@ -127,7 +213,7 @@ def clock_from_env(value: str | None = None) -> Clock:
     Raises
     ------
     ConfigError
-        If the value is not one of the three forms in this module's description.
+        If the value is not one of the four forms in this module's description.
     """
     text = os.environ.get("MLBOT_CLOCK", "system") if value is None else value
     kind, _, rest = text.partition(":")
@@ -139,8 +225,8 @@ def clock_from_env(value: str | None = None) -> Clock:
         if kind == "scaled":
             start, _, speed = rest.rpartition(":")
             return ScaledClock(parse_utc_ms(start), float(speed))
+        if kind == "file" and rest:
+            return SharedClock(Path(rest))
     except ValueError as error:
-        raise ConfigError(
-            f"MLBOT_CLOCK={text!r}: {error}; use system, fixed:<ISO time> or scaled:<ISO time>:<speed>"
-        ) from error
-    raise ConfigError(f"MLBOT_CLOCK={text!r} is not a clock; use system, fixed:<ISO time> or scaled:<ISO time>:<speed>")
+        raise ConfigError(f"MLBOT_CLOCK={text!r}: {error}; use {_FORMS}") from error
+    raise ConfigError(f"MLBOT_CLOCK={text!r} is not a clock; use {_FORMS}")

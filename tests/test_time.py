@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+import threading
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlbot_core.clock import FixedClock, ScaledClock, SystemClock, clock_from_env, format_utc, parse_utc_ms
+from mlbot_core.clock import FixedClock, ScaledClock, SharedClock, SystemClock, clock_from_env, format_utc, parse_utc_ms
 from mlbot_core.errors import ConfigError, UsageError
 from mlbot_core.timeframe import DAY_MS, HOUR_MS, Market, Month, Timeframe
 
@@ -27,10 +32,20 @@ def test_the_clock_comes_from_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fixed", "fixed:yesterday", "scaled:2026-01-01", "scaled:2026-01-01:0", "system:1"]
+    "text",
+    [
+        "",
+        "fixed",
+        "fixed:yesterday",
+        "scaled:2026-01-01",
+        "scaled:2026-01-01:0",
+        "system:1",
+        "file:",
+        "file:/nowhere/clock",
+    ],
 )
-def test_a_wrong_clock_is_named_with_the_three_right_forms(text: str) -> None:
-    with pytest.raises(ConfigError, match="system, fixed:<ISO time> or scaled"):
+def test_a_wrong_clock_is_named_with_the_right_forms(text: str) -> None:
+    with pytest.raises(ConfigError, match="system, fixed:<ISO time>, scaled"):
         clock_from_env(text)
 
 
@@ -42,6 +57,38 @@ def test_a_fixed_clock_moves_only_forward_and_sleeping_moves_it() -> None:
     with pytest.raises(ValueError, match="cannot go back"):
         clock.set_ms(3999)
     assert clock.now_ms() == 4000
+
+
+def test_processes_share_the_clock_of_a_file_and_its_moves(tmp_path: Path) -> None:
+    start = parse_utc_ms("2024-03-01")
+    clock = SharedClock.begin(tmp_path / "clock", start)
+    code = "from mlbot_core.clock import clock_from_env; print(clock_from_env().now_ms())"
+    environment = {"MLBOT_CLOCK": f"file:{tmp_path / 'clock'}"}
+
+    def other() -> int:
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert start <= other() <= clock.now_ms()
+    clock.set_ms(start + DAY_MS)
+    assert start + DAY_MS <= other() <= clock.now_ms() < start + DAY_MS + HOUR_MS
+    with pytest.raises(ValueError, match="cannot go back"):
+        clock.set_ms(start)
+
+
+def test_a_sleeper_wakes_when_the_shared_clock_is_moved_past_its_end(tmp_path: Path) -> None:
+    clock = SharedClock.begin(tmp_path / "clock", 1_000_000)
+    reader = SharedClock(tmp_path / "clock")
+    sleeper = threading.Thread(target=reader.sleep, args=(3600.0,), daemon=True)
+    sleeper.start()
+    clock.set_ms(1_000_000 + 2 * HOUR_MS)
+    sleeper.join(10)
+    assert not sleeper.is_alive()
+    fast = SharedClock.begin(tmp_path / "fast", 0, speed=1000)
+    begun = time.monotonic()
+    fast.sleep(20)
+    assert fast.now_ms() >= 20_000
+    assert time.monotonic() - begun < 10
 
 
 @given(instants)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from mlbot_core.clock import Clock, FixedClock, SystemClock, format_utc, parse_utc_ms
+from mlbot_core.clock import Clock, FixedClock, SharedClock, SystemClock, format_utc, parse_utc_ms
 from mlbot_core.emulator import process
 from mlbot_core.emulator.bybit_api import BybitApi, BybitOptions
 from mlbot_core.emulator.bybit_market import BybitMarket
@@ -267,8 +267,10 @@ class EmulatorServer:
 
     async def _put_clock(self, request: Request) -> Response:
         """Move a standing clock: ``{"now_ms": 1704067200000}`` or ``{"now": "2024-01-01T00:00:00Z"}``."""
-        if not isinstance(self.clock, FixedClock):
-            return JSONResponse({"error": f"a {type(self.clock).__name__} cannot be set; use MLBOT_CLOCK=fixed:"}, 409)
+        if not isinstance(self.clock, FixedClock | SharedClock):
+            return JSONResponse(
+                {"error": f"a {type(self.clock).__name__} cannot be set; use MLBOT_CLOCK=fixed: or file:"}, 409
+            )
         try:
             raw = json.loads(await request.body())
             self.clock.set_ms(int(raw["now_ms"]) if "now_ms" in raw else parse_utc_ms(str(raw["now"])))

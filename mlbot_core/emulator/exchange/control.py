@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from mlbot_core.clock import FixedClock
+from mlbot_core.clock import FixedClock, SharedClock
 from mlbot_core.emulator.exchange.auth import EMULATOR_UID
 from mlbot_core.emulator.exchange.exchange import Exchange
 from mlbot_core.emulator.exchange.settlement import EXCHANGE_TRADES
@@ -75,8 +75,8 @@ class Control:
 
     def _advance(self, body: Body) -> Body:
         clock = self._exchange.clock
-        if not isinstance(clock, FixedClock):
-            raise UsageError(f"a {type(clock).__name__} cannot be advanced; use MLBOT_CLOCK=fixed:")
+        if not isinstance(clock, FixedClock | SharedClock):
+            raise UsageError(f"a {type(clock).__name__} cannot be advanced; use MLBOT_CLOCK=fixed: or file:")
         clock.set_ms(int(body["to_ms"]) if "to_ms" in body else clock.now_ms() + int(body["ms"]))
         self._exchange.advance()
         return {"now_ms": clock.now_ms()}
