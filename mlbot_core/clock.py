@@ -17,7 +17,6 @@ from typing import Protocol
 
 from mlbot_core.errors import ConfigError
 
-
 _FORMS = "system, fixed:<ISO time>, scaled:<ISO time>:<speed> or file:<path>"
 
 
