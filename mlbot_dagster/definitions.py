@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from mlbot_core.config import load_settings
-from mlbot_dagster import jobs, logs, orphans, schedules, upkeep
+from mlbot_dagster import housekeeping, jobs, logs, orphans, schedules, upkeep
 from mlbot_dagster.assets import backtests, drift, explanations, features, models, raw, targets
 from mlbot_dagster.resources import MarketData, WarehouseResource
 
@@ -14,8 +14,8 @@ _ROOMS = (raw, features, targets, models, explanations, drift, backtests)
 
 defs = dg.Definitions(
     assets=[asset for room in _ROOMS for asset in room.build(_settings)],
-    jobs=[*jobs.build(_settings), *upkeep.jobs()],
-    schedules=schedules.build(_settings),
+    jobs=[*jobs.build(_settings), *upkeep.jobs(), *housekeeping.build_jobs()],
+    schedules=[*schedules.build(_settings), *housekeeping.build_schedules(_settings)],
     sensors=orphans.build(),
     resources={
         "warehouse": WarehouseResource(database=str(_settings.warehouse_path)),

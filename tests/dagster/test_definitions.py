@@ -62,6 +62,7 @@ def test_definitions_are_whole(defs):
         "explain",
         "refresh_recent_bars",
         "repair_gaps",
+        "back_up",
     }
 
 
