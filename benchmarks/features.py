@@ -59,7 +59,7 @@ def synthetic(bars: int) -> pd.DataFrame:
 def recorded(folder: Path) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """The recorded prices as a panel, and as Qlib takes them."""
     raw = pd.read_parquet(folder / "btcusdt_perp_1h.parquet")
-    ts = raw["ts"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[ms]").astype(np.int64)
+    ts = raw["ts"].dt.as_unit("ms").astype("int64").to_numpy()
     prices = {name: raw[name].to_numpy(np.float64) for name in ("open", "high", "low", "close", "volume")}
     panel = pd.DataFrame({"ts": ts, **prices}).rename(columns={"volume": "volume_usd"})
     vwap = (prices["high"] + prices["low"] + prices["close"]) / 3

@@ -24,6 +24,7 @@ AFTER_THE_BYTES: Final = (
     "models/signing",
     "validation/criteria",
     "validation/namespaces",
+    "validation/off_policy",
     "validation/sqlstore",
     "validation/trials",
 )

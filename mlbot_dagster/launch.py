@@ -115,9 +115,8 @@ def _execute_one(number: int, run: PlannedRun, tags: dict[str, str], defs: Any, 
             "seconds": seconds,
             "step_seconds": sum(_step_seconds(event) for event in result.all_events),
             "errors": errors,
-            "failed_checks": [
-                f"{c.asset_key.to_user_string()}: {c.check_name}: {c.description}" for c in checks if not c.passed
-            ],
+            "failed_checks": _failed(checks, dg.AssetCheckSeverity.ERROR),
+            "advisories": _failed(checks, dg.AssetCheckSeverity.WARN),
         }
     )
     return bool(result.success)
@@ -148,6 +147,14 @@ def _reason(event: Any) -> str:
     while error.cause is not None and str(error.cls_name).startswith("Dagster"):
         error = error.cause
     return str(error.message).strip().partition(": ")[2].strip() or str(error.message).strip()
+
+
+def _failed(checks: Sequence[Any], severity: Any) -> list[str]:
+    return [
+        f"{check.asset_key.to_user_string()}: {check.check_name}: {check.description}"
+        for check in checks
+        if not check.passed and check.severity == severity
+    ]
 
 
 def _step_seconds(event: Any) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+import venv
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,35 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     subprocess.run(
         [pg_ctl, "-D", data, "-m", "fast", "-t", "240", "stop"], check=True, capture_output=True, cwd=folder, **who
     )
+
+
+@pytest.fixture(scope="session")
+def oracle_environment() -> Callable[[str, Path], Path]:
+    """Return the interpreter of an environment of its own, for an oracle whose dependencies are not ours.
+
+    Called with a name and a requirements file. The environment lies in the git-ignored cache of the checkout and is
+    made anew when the requirements change; where it cannot be made, the test is skipped (failed where it is required).
+    """
+
+    def make(name: str, requirements: Path) -> Path:
+        digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
+        folder = ROOT / ".cache" / f"{name}-{digest}"
+        python = folder / "bin" / "python"
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            venv.create(folder, with_pip=True)
+            (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+            command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(requirements)]
+            installed = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+            if installed.returncode != 0:
+                message = f"{name} could not be installed into {folder}: {installed.stderr[-500:]}"
+                if os.environ.get("MLBOT_REQUIRE_ARCHIVE"):
+                    pytest.fail(message)
+                pytest.skip(message)
+            (folder / "complete").touch()
+        return python
+
+    return make
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mlbot_core.backtest.skill import ForecastSkill, forecast_skill
 from mlbot_core.backtest.verdict import Verdict, judge
 from mlbot_core.clock import format_utc
 from mlbot_core.config import FeesConfig, RiskConfig
+from mlbot_core.decision.edges import edge_of
 from mlbot_core.errors import MissingDataError, UsageError
 from mlbot_core.timeframe import MINUTE_MS, Market
 from mlbot_core.validation.trials_significance import CandidateSignificance
@@ -176,7 +177,7 @@ def run_backtest(data: BacktestInput) -> BacktestResult:
         )
         for unit in (False, True)
     )
-    said = Forecasts((grid["score"] * grid["width"]).to_numpy())
+    said = Forecasts(edge_of(grid["score"].to_numpy(), grid["width"].to_numpy()))
     simulations = {
         "traded": _simulate(data, grid, said, traded_params),
         "unit": _simulate(data, grid, said, unit_params),

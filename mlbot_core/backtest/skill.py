@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from mlbot_core.models.fold_scores import rank_correlation
-from mlbot_core.targets.direction import average_uniqueness
+from mlbot_core.models.fold_scores import mean_log_loss, rank_correlation
+from mlbot_core.targets.direction import label_overlap
 from mlbot_core.validation.significance import Interval, wilson_interval
 
 NORMAL_95: Final = 1.959963984540054
@@ -86,12 +86,9 @@ def forecast_skill(forecasts: pd.DataFrame, targets: pd.DataFrame, timeframe_ms:
 
 
 def _overlap(joined: pd.DataFrame, timeframe_ms: int) -> float:
-    """Return how many labels share a bar: one over the mean of their average uniqueness, at least 1."""
     begins = joined["ts"].to_numpy(dtype=np.int64) + timeframe_ms
     ends = joined["t1"].fillna(-1).to_numpy(dtype=np.int64)
-    uniqueness = average_uniqueness(begins, ends, timeframe_ms)
-    known = uniqueness[np.isfinite(uniqueness)]
-    return max(1.0, 1.0 / float(known.mean())) if len(known) else 1.0
+    return label_overlap(begins, ends, timeframe_ms)
 
 
 def _effective(rate: float, n: int, overlap: float) -> Interval:
@@ -121,10 +118,8 @@ def _information(forecasts: pd.DataFrame, targets: pd.DataFrame, timeframe_ms: i
 
 
 def _log_loss(joined: pd.DataFrame, label: np.ndarray) -> float:
-    if len(joined) == 0:
-        return math.nan
     p = np.select([label == value for _, value in CLASSES], [joined[name].to_numpy() for name, _ in CLASSES], np.nan)
-    return float(-np.log(np.clip(p, 1e-12, 1.0)).mean())
+    return mean_log_loss(p)
 
 
 def _base_log_loss(label: np.ndarray) -> float:

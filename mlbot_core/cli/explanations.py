@@ -46,16 +46,11 @@ def explain(
         output.emit_json({"runs": [result.as_json() for result in results], "explanations": tables})
     else:
         console = output.console()
-        for result in results:
-            for text in result.errors:
-                console.print(f"{result.title}: FAILED: {text}", style="red", markup=False)
-            for text in result.failed_checks:
-                console.print(f"{result.title}: check failed: {text}", style="yellow", markup=False)
+        output.draw_runs(console, results)
         for title, rows in tables.items():
             if rows:
                 console.print(_table(title, rows))
-    if not all(result.success for result in results):
-        raise typer.Exit(1)
+    output.require_success(results)
 
 
 def _stored(settings: Settings, source: str, market: Market, kind: str) -> list[dict[str, Any]]:

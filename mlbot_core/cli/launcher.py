@@ -35,7 +35,15 @@ class LaunchError(MlbotError):
 
 @dataclass
 class RunResult:
-    """How one run ended."""
+    """How one run ended.
+
+    Parameters
+    ----------
+    failed_checks
+        Checks that hold back what rests on them, as ``asset: check: finding``.
+    advisories
+        The same of checks that hold back nothing.
+    """
 
     title: str
     run_id: str = ""
@@ -44,6 +52,7 @@ class RunResult:
     step_seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
     failed_checks: list[str] = field(default_factory=list)
+    advisories: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -236,7 +245,7 @@ def _show(event: Mapping[str, Any], results: list[RunResult], bars: Progress, ta
     elif kind == "log" and event.get("text"):
         bars.update(task, step=str(event["text"]))
     elif kind == "end":
-        for name in ("run_id", "success", "seconds", "step_seconds", "errors", "failed_checks"):
+        for name in ("run_id", "success", "seconds", "step_seconds", "errors", "failed_checks", "advisories"):
             setattr(result, name, event[name])
         bars.update(task, step="done" if result.success else "failed")
 

@@ -17,6 +17,7 @@ from mlbot_core.cli import features as feature_commands
 from mlbot_core.cli import models as model_commands
 from mlbot_core.cli import research_table as table_commands
 from mlbot_core.cli import series as series_commands
+from mlbot_core.cli import signal as signal_command
 from mlbot_core.cli import status as state
 from mlbot_core.cli.launcher import RunResult, launch
 from mlbot_core.cli.selection import Run
@@ -262,6 +263,7 @@ def demo(as_json: Json = False) -> None:
 
 research.register(app)
 compare_command.register(app)
+signal_command.register(app)
 app.add_typer(table_commands.research, name="research")
 
 
@@ -328,21 +330,12 @@ def _finish(
         output.emit_json(document)
     else:
         _draw(results, summaries, reports)
-    if not all(result.success for result in results):
-        raise typer.Exit(1)
+    output.require_success(results)
 
 
 def _draw(results: Sequence[RunResult], summaries: Sequence[Mapping[str, Any]], reports: Sequence[Path]) -> None:
     console = output.console()
-    for result in results:
-        if result.success:
-            overhead = result.seconds - result.step_seconds
-            spent = f"{result.seconds:.1f} s ({overhead:.1f} s of it Dagster's)"
-            console.print(f"{result.title}: done in {spent}; run {result.run_id}")
-        for text in result.errors:
-            console.print(f"{result.title}: FAILED: {text}", style="red", markup=False)
-        for text in result.failed_checks:
-            console.print(f"{result.title}: check failed: {text}", style="yellow", markup=False)
+    output.draw_runs(console, results, done=True)
     if summaries:
         synthetic = any(row.get("synthetic") for row in summaries)
         console.print(output.summary_table(summaries, "SYNTHETIC MARKET: backtests" if synthetic else "Backtests"))

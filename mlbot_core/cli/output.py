@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from mlbot_core.cli.launcher import RunResult
 
 _PIPE_WIDTH = 140
 
@@ -63,6 +67,32 @@ def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Group:
     ]
     verdicts = [Text(f"{row['timeframe']:>4} {row['model_type']} verdict: {row['verdict']}") for row in rows]
     return Group(table(title, columns, cells, right=columns[2:]), *verdicts)
+
+
+def draw_runs(drawn: Console, results: Sequence[RunResult], *, done: bool = False) -> None:
+    """Say what went wrong in each run, and, where asked for, which are done and how long they took."""
+    for result in results:
+        if done and result.success:
+            overhead = result.seconds - result.step_seconds
+            spent = f"{result.seconds:.1f} s ({overhead:.1f} s of it Dagster's)"
+            drawn.print(f"{result.title}: done in {spent}; run {result.run_id}")
+        for text in result.errors:
+            drawn.print(f"{result.title}: FAILED: {text}", style="red", markup=False)
+        for text in result.failed_checks:
+            drawn.print(f"{result.title}: check failed: {text}", style="yellow", markup=False)
+        for text in result.advisories:
+            drawn.print(f"{result.title}: advisory: {text}", markup=False)
+
+
+def require_success(results: Sequence[RunResult]) -> None:
+    """Leave with 1 if a run failed.
+
+    Raises
+    ------
+    typer.Exit
+    """
+    if not all(result.success for result in results):
+        raise typer.Exit(1)
 
 
 def console(*, to_stderr: bool = False) -> Console:

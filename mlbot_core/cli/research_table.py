@@ -9,7 +9,7 @@ import typer
 
 from mlbot_core.cli import output, selection
 from mlbot_core.cli import status as state
-from mlbot_core.cli.launcher import RunResult, launch
+from mlbot_core.cli.launcher import launch
 from mlbot_core.clock import clock_from_env
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.errors import MissingDataError
@@ -121,16 +121,8 @@ def _make(
         phases.append(selection.model_runs("backtest", vintage, _VINTAGES))
     for runs in phases:
         results = launch(runs, settings, output.console(to_stderr=as_json), steps=_STEPS)
-        _require(results, as_json)
-
-
-def _require(results: Sequence[RunResult], as_json: bool) -> None:
-    console = output.console(to_stderr=as_json)
-    for result in results:
-        for text in result.errors:
-            console.print(f"{result.title}: FAILED: {text}", style="red", markup=False)
-    if not all(result.success for result in results):
-        raise typer.Exit(1)
+        output.draw_runs(output.console(to_stderr=as_json), results)
+        output.require_success(results)
 
 
 def _stored(settings: Settings, source: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ that window's rows, and every column is computed on the stretch that the last ro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -136,9 +136,19 @@ def _series_of(features: FeatureSet) -> tuple[str, ...]:
 
 
 def read_lookback(
-    con: duckdb.DuckDBPyConnection, decision: Decision, names: Sequence[str], start_ms: int
+    con: duckdb.DuckDBPyConnection,
+    decision: Decision,
+    names: Sequence[str],
+    start_ms: int,
+    *,
+    forgiven: Collection[str] = (),
 ) -> tuple[dict[str, SettledSeries], dict[str, str]]:
     """Read the settled bars of some series from ``start_ms`` to the decision's bar, as known at the decision.
+
+    Parameters
+    ----------
+    forgiven
+        Checks that may have failed: who judges the freshness of each series itself has no use for a verdict on it.
 
     Returns
     -------
@@ -153,7 +163,7 @@ def read_lookback(
         If a month in the window failed a check or was never checked.
     """
     end_ms = decision.ts + decision.market.timeframe.ms
-    stored, versions = _stored_timeframes(con, decision, names, start_ms, end_ms)
+    stored, versions = _stored_timeframes(con, decision, names, start_ms, end_ms, forgiven)
     own, delay = decision.market.timeframe, decision.settle_delay_ms
     wanted = [
         Stretch(name, timeframe, start_ms - read_margin_ms(name, timeframe, own, delay), end_ms)
@@ -172,7 +182,12 @@ def read_lookback(
 
 
 def _stored_timeframes(
-    con: duckdb.DuckDBPyConnection, decision: Decision, names: Sequence[str], start_ms: int, end_ms: int
+    con: duckdb.DuckDBPyConnection,
+    decision: Decision,
+    names: Sequence[str],
+    start_ms: int,
+    end_ms: int,
+    forgiven: Collection[str],
 ) -> tuple[dict[str, Timeframe], dict[str, str]]:
     """Check the raw months in the window, all series in two queries; return at which timeframe each is stored."""
     months = [partition_name(decision.market, month) for month in Month.span(start_ms, end_ms)]
@@ -192,7 +207,7 @@ def _stored_timeframes(
         raise MissingDataError(
             f"{decision.source} has no data of {', '.join(absent)} for {own}; materialize it first (mlbot backfill)"
         )
-    _require_good(con, decision, months, versions)
+    _require_good(con, decision, months, versions, forgiven)
     stored: dict[str, set[str]] = {name: set() for name in names}
     for asset, _, _, info in made:
         timeframe = json.loads(info).get("timeframe")
@@ -208,7 +223,11 @@ def _stored_timeframes(
 
 
 def _require_good(
-    con: duckdb.DuckDBPyConnection, decision: Decision, months: Sequence[str], versions: Mapping[str, str]
+    con: duckdb.DuckDBPyConnection,
+    decision: Decision,
+    months: Sequence[str],
+    versions: Mapping[str, str],
+    forgiven: Collection[str],
 ) -> None:
     found = con.execute(
         """
@@ -225,7 +244,7 @@ def _require_good(
         f"{key}: {check} {'was never run' if (key, version, check) not in outcome else 'failed'}"
         for key, version in versions.items()
         for check in dict.fromkeys((*RAW_CHECKS, *BLOCKING_CHECKS))
-        if not outcome.get((key, version, check), check not in RAW_CHECKS)
+        if check not in forgiven and not outcome.get((key, version, check), check not in RAW_CHECKS)
     ]
     if bad:
         raise QualityRefusedError(

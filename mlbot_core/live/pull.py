@@ -209,11 +209,10 @@ def pull(
         now = clock.now_ms()
         if second_look is not None and now < decision:
             # what is missing is asked for until then, everything once more at that moment
-            due = now >= second_look
-            wanted = names if due or not open_ else open_
-            pause = 0.0 if due else (every_s if open_ else (second_look - now) / 1000)
-            if due:
-                second_look = None
+            if open_ and now + every_s * 1000 < second_look:
+                wanted, pause = open_, every_s
+            else:
+                wanted, pause, second_look = names, max(0.0, (second_look - now) / 1000), None
         elif open_ and now + every_s * 1000 <= decision:
             wanted, pause = open_, every_s
         else:

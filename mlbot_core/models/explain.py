@@ -19,7 +19,7 @@ import pandas as pd
 from mlbot_core.errors import UsageError
 from mlbot_core.features.drift import MIN_TRAINING_ROWS, feature_drift, fit_reference
 from mlbot_core.models.base import FORECAST, LABELS, PROBABILITIES, Model, blank_rows, check_rows
-from mlbot_core.models.fold_scores import rank_correlation
+from mlbot_core.models.fold_scores import mean_log_loss, rank_correlation
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -39,7 +39,6 @@ DRIFT_COLUMNS: Final = (
     "missing",
     "shift",
 )
-_LOSS_FLOOR: Final = 1e-15
 _NORMAL_95: Final = 1.959963984540054
 
 
@@ -48,10 +47,7 @@ def log_loss(forecast: pd.DataFrame, outcome: pd.DataFrame) -> float:
     p = forecast[list(PROBABILITIES)].to_numpy(dtype=np.float64)
     label = outcome["label"].to_numpy(dtype=np.float64)
     known = np.isfinite(p).all(axis=1) & np.isfinite(label)
-    if not known.any():
-        return math.nan
-    came = p[known, np.searchsorted(LABELS, label[known])]
-    return float(-np.log(np.clip(came, _LOSS_FLOOR, 1.0)).mean())
+    return mean_log_loss(p[known, np.searchsorted(LABELS, label[known])])
 
 
 def rank_ic(forecast: pd.DataFrame, outcome: pd.DataFrame) -> float:

@@ -14,14 +14,14 @@ import pyarrow as pa
 
 from mlbot_core.config import DriftConfig, Settings
 from mlbot_core.config.models import META_MODEL
-from mlbot_core.errors import MissingDataError, UsageError
-from mlbot_core.models.base import Model, model_class
+from mlbot_core.errors import MissingDataError
+from mlbot_core.models.base import Model, blank_rows, model_class
 from mlbot_core.models.explain import forecast_drift, lift_table, permutation_importance
 from mlbot_core.models.fold_store import FoldStore
 from mlbot_core.models.meta_training import base_timeframes, meta_training_set
 from mlbot_core.models.training import FORECAST_CHECKS, FORECASTS_TABLE, REGISTRY_TABLE
 from mlbot_core.models.training_data import TrainingSet, TrainRequest, load_training_set
-from mlbot_core.targets import average_uniqueness
+from mlbot_core.targets import label_overlap
 from mlbot_core.warehouse import (
     PartitionKey,
     PartitionOutcome,
@@ -42,6 +42,7 @@ LIFT_TABLE: Final = "forecast_lift"
 DRIFT_TABLE: Final = "forecast_drift"
 FOLDS: Final = 3  # the newest ones, whose test rows are permuted and explained
 _REPEATS: Final = 3
+_BLOCKS: Final = (48, 24, 12)  # bars that are permuted together; four days of two-hour bars where they fit
 _MIN_ROWS: Final = 60
 
 
@@ -125,7 +126,9 @@ def explain_stored(
     parts = [_fold(store, int(fold), forecasts, data, again) for fold in newest]
     features = _features(importance, parts)
     outcome_rows = data.y.reindex(forecasts["ts"])
-    lift = lift_table(forecasts, outcome_rows, overlap=_overlap(data, request))
+    settled = data.y["score_t1"].to_numpy(dtype=np.int64)
+    overlap = label_overlap(data.t0, settled, request.market.timeframe.ms)
+    lift = lift_table(forecasts, outcome_rows, overlap=overlap)
     drift = forecast_drift(forecasts)
     tables = {FEATURES_TABLE: features, LIFT_TABLE: lift, DRIFT_TABLE: drift.rename(columns={"column": "output"})}
     arrow = {
@@ -181,13 +184,10 @@ def _fold(
 
 
 def _permuted(model: Model, X: pd.DataFrame, y: pd.DataFrame, rows: Any) -> pd.DataFrame:
-    # a block lasts two days of two-hour bars by default; short last folds take what fits
-    for block in (48, 24, 12):
-        try:
-            return permutation_importance(model, X, y, rows, repeats=_REPEATS, block_bars=block)
-        except UsageError as error:
-            problem = error
-    raise problem
+    # short last folds take the longest block that fits twice
+    bars = int((~blank_rows(X.to_numpy(dtype=np.float64))).sum())
+    block = next((bars_a_block for bars_a_block in _BLOCKS if 2 * bars_a_block <= bars), _BLOCKS[-1])
+    return permutation_importance(model, X, y, rows, repeats=_REPEATS, block_bars=block)
 
 
 def _features(importance: pd.DataFrame, parts: list[tuple[pd.DataFrame, pd.Series]]) -> pd.DataFrame:
@@ -199,12 +199,6 @@ def _features(importance: pd.DataFrame, parts: list[tuple[pd.DataFrame, pd.Serie
     table = table.join(importance.set_index("feature")["gain_share"]).rename_axis("feature").reset_index()
     order = ["feature", "gain_share", "permutation", "permutation_sd", "contribution"]
     return table[order].sort_values(["permutation", "feature"], ascending=[False, True], ignore_index=True)
-
-
-def _overlap(data: TrainingSet, request: TrainRequest) -> float:
-    uniqueness = average_uniqueness(data.t0, data.y["score_t1"].to_numpy(dtype=np.int64), request.market.timeframe.ms)
-    known = uniqueness[np.isfinite(uniqueness)]
-    return max(1.0, 1.0 / float(known.mean())) if len(known) else 1.0
 
 
 def _judge(drift: pd.DataFrame, bounds: DriftConfig) -> Verdict:

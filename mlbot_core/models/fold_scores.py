@@ -53,8 +53,8 @@ def fold_scores(
         "directional_rows": n,
         "hits": hits,
         "hit_rate": hits / n if n else math.nan,
-        "log_loss": _log_loss(p[judged, column]),
-        "base_log_loss": _log_loss(frequency[column]),
+        "log_loss": mean_log_loss(p[judged, column]),
+        "base_log_loss": mean_log_loss(frequency[column]),
         "ic": rank_correlation(said, outcomes["score"].to_numpy(dtype=np.float64)),
     }
 
@@ -96,7 +96,11 @@ def mean_importance(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return frame.sort_values(["gain_share", "feature"], ascending=[False, True], ignore_index=True)
 
 
-def _log_loss(probability: npt.NDArray[np.float64]) -> float:
+def mean_log_loss(probability: npt.NDArray[np.float64]) -> float:
+    """Return the mean -log of the probabilities given to what came true, nats; NaN for none.
+
+    A probability of zero counts as 1e-15: one mistake of a model that was certain does not make the mean infinite.
+    """
     if len(probability) == 0:
         return math.nan
     return float(-np.mean(np.log(np.clip(probability, _LOSS_FLOOR, 1.0))))

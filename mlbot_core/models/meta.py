@@ -14,59 +14,56 @@ mean and have no term of their own.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from mlbot_core.config import MetaConfig
-from mlbot_core.errors import UsageError
-from mlbot_core.models.artefact import ArtefactError, check_libraries, open_artefact, write_artefact
-from mlbot_core.models.base import (
-    FeatureMismatchError,
-    NotFittedError,
-    Target,
-    TrainingDataError,
-    check_columns,
-    check_outcomes,
-    check_rows,
-    check_scores,
-    check_weights,
-)
+from mlbot_core.models.base import FeatureMismatchError, TrainingDataError
 from mlbot_core.models.canonical import canonical_json
-from mlbot_core.models.forecast import fit_touch, from_normal
 from mlbot_core.models.linear import normal_equations, solve_ridge
+from mlbot_core.models.tabular import FloatArray, NormalModel, TrainingSample
 from mlbot_core.validation.inner_splits import tuning_split
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 SCORE: Final = "_score"
 AGE: Final = "_age"
 PRIORS: Final = {"mean": 1.0, "nothing": 0.0}
 _FILE: Final = "model.json"
-_LIBRARIES: Final = ("numpy",)
 _MEAN: Final = 1  # position of the mean's term
 
 
 @dataclass(frozen=True)
+class _Pairs:
+    """Where the scores and the ages of the base forecasts stand among the columns, in one order."""
+
+    scores: IntArray
+    ages: IntArray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True)
 class _Fit:
-    """Coefficients of the terms in their own units, the spread of what they leave unexplained, and ``touch``."""
+    """Coefficients of the terms in their own units, and the spread of what they leave unexplained."""
 
     coefficients: FloatArray
     residual_sd: float
-    touch: float = 1.0
 
 
-class MetaModel:
+class MetaModel(NormalModel):
     """Stacks base forecasts; implements :class:`mlbot_core.models.base.Model`.
 
     Its columns come in pairs, one pair a base forecast: ``NAME_score`` (barrier widths; NaN = missing) and ``NAME_age``
-    (bars since that forecast's bar closed). Its outcomes need ``t1`` beside the usual columns.
+    (bars since that forecast's bar closed). Its outcomes need ``t1`` beside the usual columns. A row without any base
+    score trains nothing and has no forecast. Its explanation lays the forecast on the base scores: ages act through
+    them and have 0 of their own; its importance is the mean absolute contribution over the training rows, in barrier
+    widths.
 
     Parameters
     ----------
@@ -77,190 +74,104 @@ class MetaModel:
     """
 
     model_type: ClassVar[str] = "meta"
-    target: ClassVar[Target] = "score"
-    explained: ClassVar[str] = "score, in barrier widths"
+    config_class: ClassVar[type[MetaConfig]] = MetaConfig
+    libraries: ClassVar[tuple[str, ...]] = ("numpy",)
+    _config: MetaConfig
 
     def __init__(self, config: MetaConfig, threads: int = 1) -> None:
-        if threads < 1:
-            raise UsageError(f"threads {threads} must be at least 1")
-        self._config = config
-        self._names: tuple[str, ...] = ()
-        self._bases: tuple[str, ...] = ()
-        self._fit: _Fit | None = None
+        super().__init__(config, threads)
+        self._pairs = _Pairs(np.empty(0, np.int64), np.empty(0, np.int64))
+        self._fit = _Fit(np.zeros(3), 0.0)
         self._chosen: dict[str, Any] = {}
-        self._rows = 0
-        self._importance: list[float] = []
-
-    @property
-    def context_bars(self) -> int:
-        """No rows but its own."""
-        return 0
-
-    @classmethod
-    def from_config(cls, config: MetaConfig, threads: int) -> Self:
-        """Return an unfitted model."""
-        return cls(config, threads)
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Columns the model was trained on, in order."""
-        return self._names
+        self._gain: list[float] = []
 
     @property
     def chosen(self) -> dict[str, Any]:
         """Prior and penalty that the inner folds chose, and their mean squared errors."""
         return dict(self._chosen)
 
-    def fit(
-        self,
-        X: pd.DataFrame,
-        y: pd.DataFrame,
-        rows: npt.NDArray[np.int64] | None = None,
-        weight: npt.ArrayLike | None = None,
-    ) -> Self:
-        """Train; see :class:`mlbot_core.models.base.Model`.
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        _pairs(names)
 
-        Raises
-        ------
-        TrainingDataError
-            If there are fewer rows than terms, or an outcome is not known.
-        FeatureMismatchError
-            If the columns are not pairs of scores and ages.
-        """
-        names, bases = _pairs(X)
-        at = check_rows(rows, len(X))
-        matrix = check_columns(X)[at]
-        outcome = check_scores(check_outcomes(X, y, self.target)[at], len(at))
-        weights = check_weights(weight, len(at))
-        terms, known = _terms(matrix, names, bases)
-        w = (np.ones(len(at)) if weights is None else weights) * known
-        if known.sum() < 2 * terms.shape[1]:
+    def _learn(self, sample: TrainingSample) -> None:
+        pairs = _pairs(sample.names)
+        terms, known = _terms(sample.matrix, pairs)
+        self._rows = int(known.sum())
+        if self._rows < 2 * terms.shape[1]:
             raise TrainingDataError(
-                f"{int(known.sum())} rows with a base forecast cannot train {terms.shape[1]} terms; "
+                f"{self._rows} rows with a base forecast cannot train {terms.shape[1]} terms; "
                 "train the base models over a longer period, or stack fewer of them"
             )
-        if "t1" not in y.columns:
+        super()._learn(sample.take(known))
+
+    def _learn_normal(self, sample: TrainingSample) -> None:
+        if sample.settled_ms is None:
             raise TrainingDataError("the outcomes lack t1, when each was settled: the inner folds cannot be purged")
-        spans = (
-            X.index.to_numpy(dtype=np.int64)[at][known],
-            y["t1"].to_numpy(dtype=np.float64)[at][known].astype(np.int64),
-        )
-        self._names, self._bases, self._rows = names, bases, int(known.sum())
-        prior, penalty, errors = self._choose(terms[known], outcome[known], w[known], *spans)
-        fit = _solve(terms[known], outcome[known], w[known], prior, penalty)
-        label = y["label"].to_numpy(dtype=np.float64)[at][known]
-        said = _dot(terms[known], fit.coefficients)
-        self._fit = replace(fit, touch=fit_touch(said, np.full(len(said), fit.residual_sd), label, w[known]))
+        self._pairs = _pairs(sample.names)
+        terms, _ = _terms(sample.matrix, self._pairs)
+        w = sample.weights()
+        settled = sample.settled_ms.astype(np.int64)
+        prior, penalty, errors = self._choose(terms, sample.outcome, w, sample.open_ms, settled)
+        self._fit = _solve(terms, sample.outcome, w, prior, penalty)
         self._chosen = {"prior": prior, "penalty": penalty, "inner_mse": errors}
-        added = self._contributions(terms, matrix)
-        self._importance = [float(v) for v in np.abs(added[known]).mean(axis=0)]
-        return self
+        self._gain = [float(v) for v in np.abs(self._contributions(sample.matrix)[:, :-1]).mean(axis=0)]
 
-    def predict(self, X: pd.DataFrame, rows: npt.NDArray[np.int64] | None = None) -> pd.DataFrame:
-        """Return the forecast of each row; NaN where no base forecast is present.
+    def _normal(self, matrix: FloatArray) -> tuple[FloatArray, FloatArray]:
+        terms, known = _terms(matrix, self._pairs)
+        mean = np.where(known, _dot(terms, self._fit.coefficients), np.nan)
+        return mean, np.where(known, self._fit.residual_sd, np.nan)
 
-        Raises
-        ------
-        NotFittedError, FeatureMismatchError
-        """
-        fit = self._require_fitted()
-        at = check_rows(rows, len(X))
-        terms, known = _terms(check_columns(X, self._names)[at], self._names, self._bases)
-        mean = np.where(known, _dot(terms, fit.coefficients), np.nan)
-        return from_normal(mean, np.where(known, fit.residual_sd, np.nan), X.index[at], fit.touch)
-
-    def explain(self, X: pd.DataFrame, rows: npt.NDArray[np.int64] | None = None) -> pd.DataFrame:
-        """Return what each base score added to the score; ages act through the scores and have 0 of their own.
-
-        Raises
-        ------
-        NotFittedError, FeatureMismatchError
-        """
-        fit = self._require_fitted()
-        at = check_rows(rows, len(X))
-        matrix = check_columns(X, self._names)[at]
-        terms, known = _terms(matrix, self._names, self._bases)
-        out = pd.DataFrame(self._contributions(terms, matrix), index=X.index[at], columns=list(self._names))
-        out["(base)"] = fit.coefficients[0]
-        out.loc[~known] = np.nan
-        return out
-
-    def feature_importance(self) -> pd.DataFrame:
-        """Return ``feature, gain, splits``: mean absolute contribution over the training rows, in barrier widths."""
-        self._require_fitted()
-        frame = pd.DataFrame({"feature": list(self._names), "gain": self._importance, "splits": 0})
-        return frame.sort_values(["gain", "feature"], ascending=[False, True], ignore_index=True)
-
-    def save(self, folder: Path) -> None:
-        """Write ``model.json`` and ``meta.json``.
-
-        Raises
-        ------
-        NotFittedError, ArtefactError
-        """
-        fit = self._require_fitted()
-        body = {
-            "coefficients": [float(c) for c in fit.coefficients],
-            "residual_sd": fit.residual_sd,
-            "touch": fit.touch,
-            "importance": self._importance,
-        }
-        meta = {
-            "type": self.model_type,
-            "features": list(self._names),
-            "params": self._config.model_dump(mode="json"),
-            "rows": self._rows,
-            "chosen": self._chosen,
-            "libraries": {name: version(name) for name in _LIBRARIES},
-        }
-        write_artefact(folder, {_FILE: canonical_json(body).encode()}, meta)
-
-    @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> Self:
-        """Read an artefact that :meth:`save` wrote.
-
-        Raises
-        ------
-        ArtefactError
-            If it is missing, damaged, of another type or of another release of numpy.
-        """
-        meta, payload = open_artefact(folder, cls.model_type)
-        check_libraries(folder, meta, _LIBRARIES)
-        try:
-            body = json.loads(payload[_FILE])
-            model = cls(MetaConfig.model_validate(meta["params"]), threads)
-            model._names, model._bases = _pairs(pd.DataFrame(columns=meta["features"]))
-            coefficients = np.array(body["coefficients"], dtype=np.float64)
-            model._fit = _Fit(coefficients, float(body["residual_sd"]), float(body["touch"]))
-            model._importance = [float(v) for v in body["importance"]]
-            model._chosen, model._rows = dict(meta["chosen"]), int(meta["rows"])
-        except (KeyError, TypeError, ValueError, FeatureMismatchError) as error:
-            raise ArtefactError(
-                f"{folder} is not a usable model ({type(error).__name__}: {error}); delete it and train again"
-            ) from error
-        expected = 3 + 2 * len(model._bases)
-        if model._fit.coefficients.shape != (expected,) or len(model._importance) != len(model._names):
-            raise ArtefactError(f"{folder} holds {len(model._fit.coefficients)} coefficients instead of {expected}")
-        return model
-
-    def _require_fitted(self) -> _Fit:
-        if self._fit is None:
-            raise NotFittedError("the meta model has not been fitted or loaded; call fit or load first")
-        return self._fit
-
-    def _contributions(self, terms: FloatArray, matrix: FloatArray) -> FloatArray:
-        """Return shape (rows, columns): every term but the constant, laid on the base scores that it is made of."""
-        c = self._require_fitted().coefficients
-        n = len(self._bases)
-        scores = matrix[:, [self._names.index(b + SCORE) for b in self._bases]]
+    def _contributions(self, matrix: FloatArray) -> FloatArray:
+        """Lay every term but the constant, which is the base, on the base scores that it is made of."""
+        terms, known = _terms(matrix, self._pairs)
+        c, n = self._fit.coefficients, len(self._pairs)
+        scores = matrix[:, self._pairs.scores]
         present = np.isfinite(scores)
         share = np.where(present, scores, 0.0) / np.maximum(present.sum(axis=1, keepdims=True), 1)
         mean = terms[:, _MEAN]
         factor = np.divide(_dot(terms[:, 2 + n :], c[2 + n :]), mean, out=np.zeros(len(mean)), where=mean != 0)
         own = terms[:, 2 : 2 + n] * c[2 : 2 + n] + share * (c[_MEAN] + factor)[:, None]
-        out = np.zeros_like(matrix)
-        out[:, [self._names.index(b + SCORE) for b in self._bases]] = own
+        out = np.zeros((len(matrix), matrix.shape[1] + 1))
+        out[:, self._pairs.scores] = own
+        out[:, -1] = c[0]
+        out[~known] = np.nan
         return out
+
+    def _importance(self) -> tuple[npt.ArrayLike, npt.ArrayLike]:
+        return self._gain, np.zeros(len(self._gain), dtype=np.int64)
+
+    def _state(self) -> tuple[Mapping[str, bytes], Mapping[str, Any]]:
+        # all numbers of the fit stand in one file, how often a barrier is touched among them
+        return self._normal_state()
+
+    def _restore(self, meta: Mapping[str, Any], payload: Mapping[str, bytes]) -> None:
+        self._restore_normal(meta, payload)
+
+    def _normal_state(self) -> tuple[Mapping[str, bytes], Mapping[str, Any]]:
+        body = {
+            "coefficients": [float(c) for c in self._fit.coefficients],
+            "residual_sd": self._fit.residual_sd,
+            "touch": self._touch,
+            "importance": self._gain,
+        }
+        # plain arithmetic: the release of Python says nothing about what the artefact means
+        libraries = {name: self._trained_with[name] for name in self.libraries}
+        return {_FILE: canonical_json(body).encode()}, {"chosen": self._chosen, "libraries": libraries}
+
+    def _restore_normal(self, meta: Mapping[str, Any], payload: Mapping[str, bytes]) -> None:
+        body = json.loads(payload[_FILE])
+        self._pairs = _pairs(self._names)
+        self._fit = _Fit(np.array(body["coefficients"], dtype=np.float64), float(body["residual_sd"]))
+        self._touch = float(body["touch"])
+        self._gain = [float(v) for v in body["importance"]]
+        self._chosen = dict(meta["chosen"])
+        expected = 3 + 2 * len(self._pairs)
+        if self._fit.coefficients.shape != (expected,) or len(self._gain) != len(self._names):
+            raise ValueError(f"{len(self._fit.coefficients)} coefficients instead of {expected}")
+
+    @classmethod
+    def _damage(cls) -> tuple[type[Exception], ...]:
+        return (*super()._damage(), FeatureMismatchError)
 
     def _choose(
         self, terms: FloatArray, outcome: FloatArray, w: FloatArray, begin: IntArray, end: IntArray
@@ -285,9 +196,8 @@ class MetaModel:
         return best[1], best[2], errors
 
 
-def _pairs(X: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the columns and the names of the base forecasts."""
-    names = tuple(str(name) for name in X.columns)
+def _pairs(names: tuple[str, ...]) -> _Pairs:
+    """Return where the pairs stand, in the order of the scores."""
     bases = tuple(name.removesuffix(SCORE) for name in names if name.endswith(SCORE))
     wanted = {b + suffix for b in bases for suffix in (SCORE, AGE)}
     if not bases or wanted != set(names):
@@ -295,15 +205,14 @@ def _pairs(X: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise FeatureMismatchError(
             f"the meta model takes pairs of columns NAME{SCORE} and NAME{AGE}; these do not fit: {', '.join(odd)}"
         )
-    return names, bases
+    scores, ages = (np.array([names.index(b + end) for b in bases], dtype=np.int64) for end in (SCORE, AGE))
+    return _Pairs(scores, ages)
 
 
-def _terms(
-    matrix: FloatArray, names: tuple[str, ...], bases: tuple[str, ...]
-) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Return shape (rows, 3 + 2 bases), and which rows have any base forecast; the others are zero."""
-    scores = matrix[:, [names.index(b + SCORE) for b in bases]]
-    ages = np.nan_to_num(matrix[:, [names.index(b + AGE) for b in bases]])
+def _terms(matrix: FloatArray, pairs: _Pairs) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Return shape (rows, 3 + 2 pairs), and which rows have any base forecast; the others are zero."""
+    scores = matrix[:, pairs.scores]
+    ages = np.nan_to_num(matrix[:, pairs.ages])
     present = np.isfinite(scores)
     n = present.sum(axis=1)
     known = np.asarray(n > 0)

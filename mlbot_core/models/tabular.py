@@ -55,6 +55,9 @@ class TrainingSample:
         Open time of each row's bar, UTC ms, ascending.
     bar_ms
         Least distance of two bars of the whole frame, ms; 0 if it has one bar only.
+    settled_ms
+        When each row's outcome was known (``t1``), shape (rows,), UTC ms as float64, NaN where it is not; None where
+        the outcomes do not say.
     """
 
     names: tuple[str, ...]
@@ -64,6 +67,7 @@ class TrainingSample:
     weight: FloatArray | None
     open_ms: npt.NDArray[np.int64]
     bar_ms: int
+    settled_ms: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -82,6 +86,7 @@ class TrainingSample:
             label=self.label[rows],
             weight=weight,
             open_ms=self.open_ms[rows],
+            settled_ms=None if self.settled_ms is None else self.settled_ms[rows],
         )
 
 
@@ -147,24 +152,29 @@ class TabularModel(ABC):
         TrainingDataError
             If there are no rows or columns, an outcome is unknown, or all outcomes are the same.
         FeatureMismatchError
-            If a column is not float64 or holds an infinity.
+            If a column is not float64, holds an infinity or is not one that this type takes.
         """
+        names = tuple(str(name) for name in X.columns)
+        self._check_names(names)
         index = check_rows(rows, len(X))
         matrix = check_columns(X.iloc[index])
         values = check_outcomes(X, y, self.target)[index]
         outcome = check_labels(values, len(index)) if self.target == "label" else check_scores(values, len(index))
         open_ms = X.index.to_numpy(dtype=np.int64)
         sample = TrainingSample(
-            tuple(str(name) for name in X.columns),
+            names,
             matrix,
             outcome.astype(np.float64),
             check_outcomes(X, y, "label")[index],
             check_weights(weight, len(index)),
             open_ms[index],
             int(np.diff(open_ms).min()) if len(open_ms) > 1 else 0,
+            y["t1"].to_numpy(dtype=np.float64)[index] if "t1" in y.columns else None,
         )
+        # a type that leaves rows out puts their number right in _learn
+        self._rows = len(sample)
         self._learn(sample)
-        self._names, self._rows = sample.names, len(sample)
+        self._names = names
         self._trained_with = {name: version(name) for name in self.libraries} | {"python": platform.python_version()}
         return self
 
@@ -280,6 +290,14 @@ class TabularModel(ABC):
     def _damage(cls) -> tuple[type[Exception], ...]:
         """Errors of a payload that cannot be read."""
         return (KeyError, TypeError, ValueError)
+
+    def _check_names(self, names: tuple[str, ...]) -> None:  # noqa: B027 - most types take any names
+        """Refuse columns that the type cannot be trained on; any names will do unless a type says otherwise.
+
+        Raises
+        ------
+        FeatureMismatchError
+        """
 
     @abstractmethod
     def _learn(self, sample: TrainingSample) -> None:

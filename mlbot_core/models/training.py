@@ -148,7 +148,7 @@ def train_on(
         replace_window(con, FORECASTS_TABLE, {**request.scope, "model_version": version}, table)
         replace_window(con, REGISTRY_TABLE, {**request.scope, "model_version": version}, registered)
         record_partition(con, outcome, now_ms=warehouse.clock.now_ms(), run_id=request.run_id)
-        every = read_window(con, REGISTRY_TABLE, request.scope, order_by="created_at")
+        every = read_window(con, REGISTRY_TABLE, request.scope, order_by="created_at", columns=("model_version",))
     # forecasts of superseded versions are used no more: their fold models would only fill the disk
     for old in set(every.column("model_version").to_pylist()) - {version}:
         FoldStore(models_dir, str(old)).forget_folds()

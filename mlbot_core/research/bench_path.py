@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from mlbot_core.errors import MissingDataError
 from mlbot_core.features.build import build_features
 from mlbot_core.features.registry import FeatureSet, all_features, make_feature_set
 from mlbot_core.models.base import model_class
+from mlbot_core.models.fold_scores import rank_correlation
 from mlbot_core.models.training_data import outcomes
 from mlbot_core.models.walkforward import walk_forward
 from mlbot_core.research.bench_config import FEATURES, Kind, NullBenchConfig, Profile
@@ -155,9 +157,8 @@ def run_path(
         gross["ret"].to_numpy(dtype=np.float64),
     )
     net_daily = net["ret"].to_numpy(dtype=np.float64)
-    planted = (
-        np.nan if prepared.signal is None else _rank_correlation(prepared.signal[window], y["tb_ret"] / y["tb_width"])
-    )
+    came = (y["tb_ret"] / y["tb_width"]).to_numpy(dtype=np.float64)
+    planted = math.nan if prepared.signal is None else rank_correlation(prepared.signal[window], came)
     return PathResult(skill, planted, sharpe_ratio(net_daily), folds, int(net["day"].iloc[0]), net_daily)
 
 
@@ -199,7 +200,3 @@ def _daily(rows: pd.DataFrame, bars: pd.DataFrame, market: Market, fees: FeesCon
     ts, open_, high, low, close = (bars[name].to_numpy() for name in ("ts", "open", "high", "low", "close"))
     done = simulate(ts, open_, high, low, close, Forecasts(rows["score"] * rows["tb_width"]), params)
     return daily_returns(done.ts, done.nav, params.initial_nav)
-
-
-def _rank_correlation(signal: FloatArray, outcome: pd.Series) -> float:
-    return float(pd.Series(signal).corr(outcome.reset_index(drop=True), method="spearman"))

@@ -197,7 +197,7 @@ def recorded_bars(archive_dir: Path, timeframe: Timeframe) -> pd.DataFrame | Non
     if not file.exists():
         return None
     hours = pd.read_parquet(file, columns=["ts", "open", "high", "low", "close"])
-    opens = hours["ts"].astype("datetime64[ms, UTC]").astype("int64")
+    opens = hours["ts"].dt.as_unit("ms").astype("int64")
     groups = hours.groupby((opens // timeframe.ms * timeframe.ms).rename("bar"))
     bars = groups.agg({"open": "first", "high": "max", "low": "min", "close": "last"})
     whole = groups.size() == timeframe.ms // 3_600_000

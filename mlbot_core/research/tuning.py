@@ -12,7 +12,8 @@ was killed proposes what an undisturbed one would have.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ from mlbot_core.targets.weights import sample_weights
 from mlbot_core.timeframe import DAY_MS
 from mlbot_core.validation.inner_splits import InnerSplit, tuning_split
 from mlbot_core.validation.intervals import embargo_of
+from mlbot_core.validation.sqlstore import postgres_url
 from mlbot_core.validation.trials import DailyReturns, TrialLedger
 from mlbot_core.validation.trials_significance import SEARCHED
 from mlbot_core.warehouse.locks import FileLock
@@ -138,7 +140,6 @@ def tune(
         "libraries": library_versions(request.model_type),
     }
     name = f"{request.source} {request.partition} {sha256_hex(canonical_json({**identity, **made_of}))[:12]}"
-    study = _open(home, name)
     wanted = trials or config.trials
     default = _current(models, request.model_type, space)
 
@@ -146,12 +147,13 @@ def tune(
         params = {key: _suggest(trial, key, where) for key, where in space.items()}
         return work(trial, params, ledger, namespace, identity, name)
 
-    with FileLock(home / f"{FILE_NAME}.lock", _LOCK_TIMEOUT_S).exclusive():
-        # whoever holds the lock is alone: what is running otherwise belongs to a process that was killed
-        _abandon_unfinished(study)
-        _run(study, wanted, objective, default, config, progress)
-    best = study.best_trial
-    table = _table(study, space)
+    with _opened(home, name) as study:
+        with FileLock(home / f"{FILE_NAME}.lock", _LOCK_TIMEOUT_S).exclusive():
+            # whoever holds the lock is alone: what is running otherwise belongs to a process that was killed
+            _abandon_unfinished(study)
+            _run(study, wanted, objective, default, config, progress)
+        best = study.best_trial
+        table = _table(study, space)
     return Tuned(
         _with(models, request.model_type, best.params),
         dict(best.params),
@@ -373,23 +375,37 @@ def _pruner(config: Any) -> optuna.pruners.BasePruner:
     return optuna.pruners.MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=1)
 
 
-def _open(home: Path, name: str) -> optuna.Study:
-    """Return the study of that name, new or with all its trials."""
+@contextmanager
+def _opened(home: Path, name: str) -> Iterator[optuna.Study]:
+    """Open the study of that name, new or with all its trials; its connections are closed at the end."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     home.mkdir(parents=True, exist_ok=True)
-    url = os.environ.get("MLBOT_PG_URL")
-    options: dict[str, Any] = {}
-    if url:
-        import sqlalchemy as sa
-
-        # Optuna's and Dagster's migrations both call their table alembic_version: they must not share a schema
-        with sa.create_engine(url).begin() as con:
-            con.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}"))
+    given = os.environ.get("MLBOT_PG_URL")
+    url, options = f"sqlite:///{home / FILE_NAME}", {}
+    if given:
+        url = postgres_url(given).render_as_string(hide_password=False)
+        _make_schema(url)
         options = {"connect_args": {"options": f"-csearch_path={_SCHEMA}"}}
-    storage = optuna.storages.RDBStorage(url or f"sqlite:///{home / FILE_NAME}", engine_kwargs=options)
-    return optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+    try:
+        yield optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _make_schema(url: str) -> None:
+    """Make the schema: Optuna's and Dagster's migrations both call their table alembic_version and must not share."""
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    try:
+        with engine.begin() as con:
+            con.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}"))
+    finally:
+        engine.dispose()
 
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

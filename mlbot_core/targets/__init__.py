@@ -9,7 +9,7 @@ from mlbot_core.targets.build import (
     target_labels,
     target_lookback,
 )
-from mlbot_core.targets.direction import average_uniqueness, triple_barrier
+from mlbot_core.targets.direction import average_uniqueness, label_overlap, triple_barrier
 from mlbot_core.targets.meta import META_LABELS, build_meta_targets, meta_label
 from mlbot_core.targets.returns import trailing_sigma, volatility_adjusted_return
 from mlbot_core.targets.weights import class_balance, sample_weights, time_decay
@@ -23,6 +23,7 @@ __all__ = [
     "build_targets",
     "class_balance",
     "describe_targets",
+    "label_overlap",
     "meta_label",
     "sample_weights",
     "target_columns",

@@ -121,3 +121,23 @@ def average_uniqueness(t0: IntArray, t1: IntArray, timeframe_ms: int) -> Array:
     first = np.where(known, (start - origin) // timeframe_ms, 0)
     last = np.where(known, -((origin - end) // timeframe_ms), 0)
     return np.asarray(_uniqueness(first, last, int(last.max())), dtype=np.float64)
+
+
+def label_overlap(t0: IntArray, t1: IntArray, timeframe_ms: int) -> float:
+    """Return how many labels share a bar: one over the mean of their :func:`average_uniqueness`.
+
+    So many labels in a row say as much as one independent label: an interval counts rows divided by it.
+
+    Parameters
+    ----------
+    t0, t1, timeframe_ms
+        As for :func:`average_uniqueness`.
+
+    Returns
+    -------
+    float
+        At least 1; 1 where no label is known.
+    """
+    uniqueness = average_uniqueness(t0, t1, timeframe_ms)
+    known = uniqueness[np.isfinite(uniqueness)]
+    return max(1.0, 1.0 / float(known.mean())) if len(known) else 1.0

@@ -20,6 +20,20 @@ from sqlalchemy.pool import NullPool
 T = TypeVar("T")
 
 
+def postgres_url(url: str) -> sa.URL:
+    """Return the URL of a Postgres with the driver that is installed, however its scheme is spelt.
+
+    Raises
+    ------
+    sqlalchemy.exc.ArgumentError
+        If it is not a URL.
+    """
+    parsed = sa.make_url(url)
+    if parsed.drivername in ("postgres", "postgresql"):
+        return parsed.set(drivername="postgresql+psycopg2")
+    return parsed
+
+
 class SqlStore:
     """One database.
 
@@ -47,9 +61,7 @@ class SqlStore:
     ) -> None:
         self._path = path
         self._postgres = url is not None
-        self._url = sa.make_url(url) if url is not None else sa.URL.create("sqlite", database=str(path))
-        if self._postgres and self._url.drivername in ("postgres", "postgresql"):
-            self._url = self._url.set(drivername="postgresql+psycopg2")
+        self._url = postgres_url(url) if url is not None else sa.URL.create("sqlite", database=str(path))
         self._timeout_s = timeout_s
         self._metadata = metadata
         self._refused = refused

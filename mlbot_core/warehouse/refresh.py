@@ -80,6 +80,7 @@ def refresh_many(
     bars: int = REFRESH_BARS,
     *,
     threads: int = 4,
+    ask_after_ms: int | None = None,
 ) -> list[Refreshed]:
     """Refresh several series of one source at once; one that fails keeps none of the others back.
 
@@ -87,13 +88,16 @@ def refresh_many(
     ----------
     threads
         How many series are asked for at the same time, within the source's rate limit.
+    ask_after_ms
+        How long after its close a bar is asked for, ms; by default once it is settled. Who asks earlier has to read
+        again until then: what stands at the decision time is what counts.
 
     Raises
     ------
     WarehouseError
         If the store holds another market under this source's name.
     """
-    return _refresh(store, source, clock, requests, bars, threads, strict=False)
+    return _refresh(store, source, clock, requests, bars, threads, strict=False, ask_after_ms=ask_after_ms)
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,10 @@ def _refresh(
     threads: int,
     *,
     strict: bool,
+    ask_after_ms: int | None = None,
 ) -> list[Refreshed]:
     with ThreadPoolExecutor(max_workers=max(1, min(threads, len(requests)))) as pool:
-        pulled = list(pool.map(lambda request: _pull(source, clock, request, bars), requests))
+        pulled = list(pool.map(lambda request: _pull(source, clock, request, bars, ask_after_ms), requests))
     done: list[Refreshed] = []
     for first in range(0, len(requests), _SERIES_PER_WRITE):
         some = list(zip(requests, pulled, strict=True))[first : first + _SERIES_PER_WRITE]
@@ -136,7 +141,7 @@ def _refresh(
     return done
 
 
-def _pull(source: Source, clock: Clock, request: IngestRequest, bars: int) -> _Pulled | None:
+def _pull(source: Source, clock: Clock, request: IngestRequest, bars: int, ask_after_ms: int | None) -> _Pulled | None:
     """Ask for the newest bars; None where the source does not serve the series."""
     try:
         served = source.served(request.series, request.market)
@@ -151,7 +156,8 @@ def _pull(source: Source, clock: Clock, request: IngestRequest, bars: int) -> _P
         return None
     step = served.timeframe.ms
     lag = series_spec(request.series).lag_ms(served.timeframe)
-    end = served.timeframe.floor(clock.now_ms() - request.settle_delay_ms - lag)
+    delay = request.settle_delay_ms if ask_after_ms is None else ask_after_ms
+    end = served.timeframe.floor(clock.now_ms() - delay - lag)
     end = end if served.latest_ms is None else min(end, served.timeframe.floor(served.latest_ms))
     start = end - bars * step
     try:

@@ -7,7 +7,7 @@ caller's transaction, so a reader sees the old window or the new one and nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -83,15 +83,21 @@ def read_window(
     start_ms: int | None = None,
     end_ms: int | None = None,
     order_by: str = "ts",
+    columns: Sequence[str] = (),
 ) -> pa.Table:
     """Return the rows of ``scope`` (and ``start_ms <= ts < end_ms`` where given), ordered; of equals the newest last.
+
+    Parameters
+    ----------
+    columns
+        To read; all of them by default.
 
     Raises
     ------
     MissingDataError
         If the table does not exist yet.
     """
-    _check_names([name, *scope, order_by])
+    _check_names([name, *scope, order_by, *columns])
     if not exists(con, name):
         raise MissingDataError(f"there is no table {name} yet; materialize the asset that writes it first")
     where = " AND ".join(f"{column} = ?" for column in scope) or "TRUE"
@@ -100,7 +106,8 @@ def read_window(
         if bound is not None:
             where += f" AND ts {operator} ?"
             args.append(bound)
-    return con.execute(f"SELECT * FROM {name} WHERE {where} ORDER BY {order_by}, rowid", args).to_arrow_table()
+    what = ", ".join(columns) or "*"
+    return con.execute(f"SELECT {what} FROM {name} WHERE {where} ORDER BY {order_by}, rowid", args).to_arrow_table()
 
 
 def exists(con: duckdb.DuckDBPyConnection, name: str) -> bool:

@@ -6,12 +6,9 @@ the git-ignored cache of the checkout.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 import subprocess
-import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,6 @@ from mlbot_core.timeframe import HOUR_MS
 
 pytestmark = [pytest.mark.slow, pytest.mark.archive]
 
-ROOT = Path(__file__).resolve().parents[2]
 ORACLE = Path(__file__).resolve().parent / "oracle"
 LOT = 0.001
 FEE = 0.00055
@@ -35,30 +31,15 @@ CENT = 0.005
 
 
 @pytest.fixture(scope="module")
-def oracle_python() -> Path:
-    """The interpreter of the oracle's environment; made anew when its requirements change."""
-    wanted = (ORACLE / "requirements.txt").read_bytes()
-    folder = ROOT / ".cache" / f"backtesting-{hashlib.sha256(wanted).hexdigest()[:12]}"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
-        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-        command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(ORACLE / "requirements.txt")]
-        installed = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-        if installed.returncode != 0:
-            message = f"backtesting.py could not be installed into {folder}: {installed.stderr[-500:]}"
-            if os.environ.get("MLBOT_REQUIRE_ARCHIVE"):
-                pytest.fail(message)
-            pytest.skip(message)
-        (folder / "complete").touch()
-    return python
+def oracle_python(oracle_environment: Callable[[str, Path], Path]) -> Path:
+    """The interpreter of the oracle's environment."""
+    return oracle_environment("backtesting", ORACLE / "requirements.txt")
 
 
 @pytest.fixture(scope="module")
 def bars(archive_dir: Path) -> pd.DataFrame:
     found = pd.read_parquet(archive_dir / "btcusdt_perp_1h.parquet")
-    found["ts"] = found["ts"].astype("datetime64[ms, UTC]").astype("int64")
+    found["ts"] = found["ts"].dt.as_unit("ms").astype("int64")
     return found
 
 

@@ -5,12 +5,10 @@ ccxt pins its dependencies, so it lives in an environment of its own in the git-
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
-import venv
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,31 +22,15 @@ from mlbot_core.emulator.exchange import DEFAULT_TRADE_KEY, DEFAULT_TRADE_SECRET
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 ORACLE = Path(__file__).resolve().parent / "ccxt_oracle"
 START = parse_utc_ms("2024-01-01")
 NOW = parse_utc_ms("2024-08-01T10:37:21Z")
 
 
 @pytest.fixture(scope="module")
-def ccxt_python() -> Path:
-    """The interpreter of ccxt's environment; made anew when its requirements change."""
-    wanted = (ORACLE / "requirements.txt").read_bytes()
-    folder = ROOT / ".cache" / f"ccxt-{hashlib.sha256(wanted).hexdigest()[:12]}"
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
-        (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-        command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(ORACLE / "requirements.txt")]
-        installed = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-        if installed.returncode != 0:
-            message = f"ccxt could not be installed into {folder}: {installed.stderr[-500:]}"
-            if os.environ.get("MLBOT_REQUIRE_ARCHIVE"):
-                pytest.fail(message)
-            pytest.skip(message)
-        (folder / "complete").touch()
-    return python
+def ccxt_python(oracle_environment: Callable[[str, Path], Path]) -> Path:
+    """The interpreter of ccxt's environment."""
+    return oracle_environment("ccxt", ORACLE / "requirements.txt")
 
 
 @pytest.fixture(scope="module")

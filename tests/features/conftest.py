@@ -84,7 +84,7 @@ def archive_inputs(archive_dir: Path) -> dict[str, SettledSeries]:
     """The recorded hourly prices, 8h funding and daily Coinglass series in canonical units."""
 
     def ms(frame: pd.DataFrame) -> np.ndarray:
-        return frame["ts"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[ms]").astype(np.int64)
+        return frame["ts"].dt.as_unit("ms").astype("int64").to_numpy()
 
     price = pd.read_parquet(archive_dir / "btcusdt_perp_1h.parquet")
     daily = pd.read_parquet(archive_dir / "coinglass_btc_1d.parquet")

@@ -213,7 +213,7 @@ def qlib_output(archive_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     raw = pd.read_parquet(archive_dir / "btcusdt_perp_1h.parquet")
     columns = {name: raw[name].to_numpy(np.float64) for name in ("open", "high", "low", "close", "volume")}
     columns["vwap"] = (columns["high"] + columns["low"] + columns["close"]) / 3
-    ts = raw["ts"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[ms]").astype(np.int64)
+    ts = raw["ts"].dt.as_unit("ms").astype("int64").to_numpy()
     np.savez(folder / "prices.npz", ts=ts, **columns)
     done = subprocess.run(
         [sys.executable, str(REFERENCE), "--prices", str(folder / "prices.npz"), "--out", str(folder / "out.npz"),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from mlbot_core.clock import FixedClock
@@ -178,6 +179,37 @@ def test_a_killed_search_goes_on_and_proposes_what_it_would_have(tmp_path: Path)
     undisturbed = search(tmp_path / "whole", market(400, 5), 300, 12)
     pd.testing.assert_frame_equal(resumed.trials, undisturbed.trials)
     assert counted(home) == counted(tmp_path / "whole") == 12
+
+
+@pytest.mark.slow
+def test_a_study_in_postgres_has_a_schema_of_its_own_and_goes_on(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = market(400, 2)
+    in_files = search(tmp_path / "files", data, 300, 4)
+    # as hosts hand it out, not as SQLAlchemy wants it
+    monkeypatch.setenv("MLBOT_PG_URL", postgres_url.replace("postgresql://", "postgres://"))
+    engine = sa.create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg2:"), poolclass=sa.NullPool)
+
+    def asked(query: str) -> list[Any]:
+        with engine.connect() as connection:
+            return [row[0] for row in connection.execute(sa.text(query))]
+
+    others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    before = asked(others)[0]
+    search(tmp_path / "one", data, 300, 2)
+    # another machine shares the database and nothing else
+    tuned = search(tmp_path / "two", data, 300, 4)
+    pd.testing.assert_frame_equal(tuned.trials, in_files.trials)
+    assert tuned.study == in_files.study
+    assert [counted(tmp_path / home) for home in ("one", "two")] == [2, 2]
+    assert asked("SELECT table_schema FROM information_schema.tables WHERE table_name = 'studies'") == ["optuna"]
+    assert asked("SELECT count(*) FROM optuna.studies") == [1]
+    assert not (tmp_path / "two" / "optuna.sqlite").exists()
+    deadline = time.monotonic() + 10
+    while asked(others)[0] > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert asked(others)[0] <= before, "connections are left open"
 
 
 def counted_quietly(home: Path) -> int:

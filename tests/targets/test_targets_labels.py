@@ -16,6 +16,7 @@ from mlbot_core.targets import (
     TARGET_COLUMNS,
     average_uniqueness,
     build_targets,
+    label_overlap,
     trailing_sigma,
     triple_barrier,
     volatility_adjusted_return,
@@ -184,6 +185,8 @@ def test_uniqueness_by_hand() -> None:
     np.testing.assert_allclose(average_uniqueness(t0, t1, HOUR_MS), [(1 + 1 + 0.5) / 3, (0.5 + 1) / 2, 1.0, NAN])
     assert average_uniqueness(t0[:0], t1[:0], HOUR_MS).tolist() == []
     assert np.isnan(average_uniqueness(t0, np.full(4, -1), HOUR_MS)).all()
+    assert label_overlap(t0, t1, HOUR_MS) == pytest.approx(3 / (2.5 / 3 + 0.75 + 1.0))
+    assert label_overlap(t0, np.full(4, -1), HOUR_MS) == label_overlap(t0[:0], t1[:0], HOUR_MS) == 1.0
 
 
 @settings(max_examples=50, deadline=None)

@@ -39,7 +39,7 @@ def test_every_target_on_synthetic_data(price_panel, seed: int, gaps: float) -> 
 @pytest.mark.archive
 def test_every_target_on_recorded_data(archive_dir: Path) -> None:
     frame = pd.read_parquet(archive_dir / "btcusdt_perp_1h.parquet").iloc[-6000:]
-    ts = frame["ts"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy("datetime64[ms]").astype(np.int64)
+    ts = frame["ts"].dt.as_unit("ms").astype("int64").to_numpy()
     panel = frame.drop(columns=["ts", "volume"]).reset_index(drop=True)
     panel.insert(0, "ts", ts)
     result = check(targets, panel, np.random.default_rng(1).integers(0, 6000, 25))

@@ -65,6 +65,7 @@ def test_a_new_column_is_added_and_old_rows_have_none(warehouse: Warehouse) -> N
         wider = numbers(2).append_column("y", pa.array([5.0]))
         replace_window(con, "w", {"source": "a"}, wider, start_ms=2, end_ms=3)
         assert read_window(con, "w", {"source": "a"}).column("y").to_pylist() == [None, 5.0]
+        assert read_window(con, "w", {"source": "a"}, columns=("y",)).to_pydict() == {"y": [None, 5.0]}
 
 
 def test_rows_outside_the_window_and_odd_names_are_refused(warehouse: Warehouse) -> None:
