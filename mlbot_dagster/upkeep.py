@@ -45,7 +45,7 @@ def read_newest_bars(
     requests = [_request(name, market, market_data, context.run_id) for name in CATALOGUE]
     done = refresh_many(store, market_data.open(), market_data.clock, requests, config.bars)
     for one in done:
-        _tell(context, one.outcomes)
+        tell(context, one.outcomes)
     new, restated = sum(one.inserted for one in done), sum(one.restated for one in done)
     context.log.info(f"{market}: {new} new versions, {restated} of them restate a bar")
     if failed := failures(done):
@@ -71,7 +71,7 @@ def fill_open_gaps(
         identity=market_data.identity,
     )
     for one in done:
-        _tell(context, one.outcomes)
+        tell(context, one.outcomes)
         context.log.info(f"{market} {one.series}: {one.filled_bars} of {one.asked_bars} missing bars filled")
     if failed := [one for one in done if one.error]:
         raise dg.Failure(f"{len(failed)} of {len(done)} series failed, first {failed[0].series}: {failed[0].error}")
@@ -111,7 +111,7 @@ def _request(series: str, market: Market, market_data: MarketData, run_id: str) 
     )
 
 
-def _tell(context: dg.OpExecutionContext, outcomes: Iterable[PartitionOutcome]) -> None:
+def tell(context: dg.OpExecutionContext | dg.AssetExecutionContext, outcomes: Iterable[PartitionOutcome]) -> None:
     """Write what changed into Dagster's event log, as if the assets had been made."""
     for outcome in outcomes:
         asset = raw.key(outcome.key.asset)

@@ -52,14 +52,14 @@ def up(settings: Settings, console: Console, *, host: str, port: int) -> int:
         If the servers end by themselves.
     """
     url = f"http://{host}:{port}"
-    with _home_lock(settings.home, url) as lock_fd:
-        _require_free(host, port)
-        with _stop_signals() as stopping, _emulator(settings, console) as emulator_url:
+    with home_lock(settings.home, url) as lock_fd:
+        require_free(host, port)
+        with stop_signals() as stopping, _emulator(settings, console) as emulator_url:
             command = [sys.executable, "-W", _HUSH, "-m", "dagster", "dev"]
             command += ["-w", str(checkout_root() / "workspace.yaml"), "-h", host, "-p", str(port)]
             process = subprocess.Popen(
                 command,
-                env=_environment(settings, emulator_url),
+                env=servers_environment(settings, emulator_url),
                 # in a folder with another dagster.yaml than DAGSTER_HOME's, Dagster would warn at every start
                 cwd=settings.dagster_home,
                 # the lock goes along: it stays taken as long as the servers live, even if this process is killed
@@ -67,14 +67,14 @@ def up(settings: Settings, console: Console, *, host: str, port: int) -> int:
                 start_new_session=True,
             )
             try:
-                _write_holder(lock_fd, {"pid": os.getpid(), "url": url, "servers": process.pid})
+                write_holder(lock_fd, {"pid": os.getpid(), "url": url, "servers": process.pid})
                 console.print(f"mlbot is starting on {url} (home {settings.home}); stop it with Ctrl-C")
                 return _serve(process, stopping, console, (host, port))
             finally:
                 _end_group(process)
 
 
-def _environment(settings: Settings, emulator_url: str | None) -> dict[str, str]:
+def servers_environment(settings: Settings, emulator_url: str | None) -> dict[str, str]:
     """Return the servers' environment: every place absolute, since they run in Dagster's home."""
     environment = child_environment(settings)
     environment["MLBOT_CONFIG_DIR"] = str(settings.config_dir)
@@ -86,13 +86,14 @@ def _environment(settings: Settings, emulator_url: str | None) -> dict[str, str]
 
 
 @contextmanager
-def _home_lock(home: Path, url: str) -> Iterator[int]:
+def home_lock(home: Path, url: str) -> Iterator[int]:
+    """Hold the home for the length of a ``with`` block; yields the descriptor, which servers inherit."""
     home.mkdir(parents=True, exist_ok=True)
     path = home / "up.lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _take(fd, path)
-        _write_holder(fd, {"pid": os.getpid(), "url": url})
+        write_holder(fd, {"pid": os.getpid(), "url": url})
         yield fd
     finally:
         os.close(fd)
@@ -135,13 +136,21 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _write_holder(fd: int, holder: Mapping[str, Any]) -> None:
+def write_holder(fd: int, holder: Mapping[str, Any]) -> None:
+    """Write into the lock who holds it."""
     text = json.dumps(holder).encode()
     os.pwrite(fd, text, 0)
     os.ftruncate(fd, len(text))
 
 
-def _require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int) -> None:
+    """Refuse an address that is taken or not of this machine.
+
+    Raises
+    ------
+    UsageError
+        If the servers could not listen there.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -167,7 +176,7 @@ def _emulator(settings: Settings, console: Console) -> Iterator[str | None]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def stop_signals() -> Iterator[threading.Event]:
     """Yield what is set when somebody wants an end: Ctrl-C, ``kill``, a closed terminal.
 
     Entered BEFORE the servers start: a signal that is caught here is at its default in them, while one that a shell

@@ -34,7 +34,7 @@ class Aged:
 def ages(store: Warehouse, settings: Settings, source: str) -> list[Aged]:
     """Return every model of the configured markets that was trained at least once, the oldest first.
 
-    The interval is the length of a test window of the walk forward: live, a model is used for as long as in the backtest.
+    The interval is the length of a test window of the walk forward: a model is in use live as long as in a backtest.
     """
     if not store.path.exists():
         return []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,7 @@ class SqlStore:
         self._timeout_s = timeout_s
         self._metadata = metadata
         self._refused = refused
+        self._tables: set[str] = set()
 
     @property
     def identity(self) -> str:
@@ -104,15 +106,20 @@ class SqlStore:
             What ``refused`` makes, if the database cannot be read.
         """
         if not self._postgres and not self._path.exists():
+            self._tables.clear()
             return nothing
         with self._connected(write=False) as connection:
-            return query(connection) if sa.inspect(connection).has_table(table.name) else nothing
+            # a table that was made once is there for good
+            if table.name not in self._tables:
+                if not sa.inspect(connection).has_table(table.name):
+                    return nothing
+                self._tables.add(table.name)
+            return query(connection)
 
     @contextmanager
     def _connected(self, *, write: bool) -> Iterator[Connection]:
-        engine = self._engine()
         try:
-            with engine.connect() as connection:
+            with self._engine.connect() as connection:
                 if self._postgres:
                     level = "READ COMMITTED" if write else "REPEATABLE READ"
                     connection = connection.execution_options(isolation_level=level)
@@ -124,10 +131,10 @@ class SqlStore:
             # the driver's first line only: the rest of the message repeats the statement with its values
             cause = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise self._refused("Postgres" if self._postgres else str(self._path), cause) from error
-        finally:
-            engine.dispose()
 
+    @cached_property
     def _engine(self) -> Engine:
+        # kept for the statements that it has compiled; it holds no connection, so it may be carried over a fork
         if self._postgres:
             options = {"connect_timeout": max(1, int(self._timeout_s))}
             return sa.create_engine(self._url, poolclass=NullPool, connect_args=options)

@@ -1,0 +1,49 @@
+"""``mlbot up --live``: everything that trades, watched over by one supervisor."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.console import Console
+
+from mlbot_core.cli.live_services import live_set
+from mlbot_core.cli.supervisor import Supervisor
+from mlbot_core.cli.up import home_lock, require_free, servers_environment, stop_signals, write_holder
+from mlbot_core.config import Settings
+
+
+def up_live(settings: Settings, console: Console, *, host: str, port: int, warm: bool) -> int:
+    """Trade until interrupted; return the exit status.
+
+    Stopping it closes no position: the stop at the exchange stays, and the next start goes on from the book.
+
+    Raises
+    ------
+    AlreadyUpError
+        If this home is served already.
+    UsageError
+        If the port is taken or the address is not one of this machine.
+    ConfigError
+        If the decision clock is not a configured market.
+    ServiceError
+        If a service does not come up.
+    """
+    market, venue = settings.decision_market, settings.execution.venue
+    url = f"http://{host}:{port}"
+    with home_lock(settings.home, url) as lock_fd, stop_signals() as stopping:
+        require_free(host, port)
+        chosen = live_set(settings, host, port, warm=warm)
+        environment = {**servers_environment(settings, settings.emulator_url), **chosen.environment}
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        supervisor = Supervisor(chosen.services, environment, settings.live_dir, say, (lock_fd,))
+        write_holder(lock_fd, {"pid": os.getpid(), "url": url, "live": venue})
+        say(f"mlbot trades {market} at {venue}; the UI is {url} (home {settings.home}); stop it with Ctrl-C")
+        supervisor.run(stopping)
+        say("mlbot is stopped; positions and their stops at the exchange stay as they are")
+        if sys.stdout.isatty():
+            say("to close them: mlbot flatten")
+    return 0
