@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import pyarrow as pa
 
 from mlbot_core.backtest.funding import funding_of
 from mlbot_core.backtest.report import render_report, summary_row
-from mlbot_core.backtest.run import DECISION_LATENCY_MS, BacktestInput, BacktestResult, run_backtest
-from mlbot_core.backtest.trial import count_and_judge, namespace_of
+from mlbot_core.backtest.run import DECISION_LATENCY_MS, BacktestInput, BacktestResult, run_backtest, run_unit
+from mlbot_core.backtest.trial import count, count_and_judge, namespace_of
 from mlbot_core.backtest.verdict import measured_json
 from mlbot_core.config import FeesConfig, RiskConfig
 from mlbot_core.errors import MissingDataError
@@ -26,7 +27,7 @@ from mlbot_core.models.training import FORECAST_CHECKS, FORECASTS_TABLE, REGISTR
 from mlbot_core.targets.dataset import TABLE as TARGETS_TABLE
 from mlbot_core.targets.dataset import TARGET_CHECKS
 from mlbot_core.timeframe import Market, Month
-from mlbot_core.validation.trials import TrialLedger, open_ledger
+from mlbot_core.validation.trials import Appended, TrialLedger, open_ledger
 from mlbot_core.warehouse import (
     PartitionKey,
     PartitionOutcome,
@@ -166,6 +167,39 @@ def compute(
 
     The same input gives the same result, and is counted once; its DSR and PBO move with the trials made since.
     """
+    data, model, namespace = _read(warehouse, request, fees, risk)
+    counted = count_and_judge(
+        run_backtest(data),
+        model.inputs,
+        ledger or open_ledger(warehouse.path.parent, warehouse.clock),
+        namespace=namespace,
+        run_id=request.run_id,
+    )
+    return counted, model
+
+
+def count_trained(
+    warehouse: Warehouse, request: BacktestRequest, fees: FeesConfig, risk: RiskConfig, ledger: TrialLedger
+) -> Appended:
+    """Count the newest trained version as a trial, before anybody is shown how good its forecasts were.
+
+    The row is the one that its backtest would write: that adds nothing afterwards.
+
+    Raises
+    ------
+    MissingDataError, QualityRefusedError
+        As :func:`backtest`.
+    LedgerTamperedError
+        If the trial ledger was tampered with.
+    """
+    data, model, namespace = _read(warehouse, request, fees, risk)
+    return count(run_unit(data), model.inputs, ledger, namespace=namespace, run_id=request.run_id)
+
+
+def _read(
+    warehouse: Warehouse, request: BacktestRequest, fees: FeesConfig, risk: RiskConfig
+) -> tuple[BacktestInput, StoredModel, str]:
+    """Return what the newest version's backtest depends on, the version, and the trial namespace that it counts in."""
     with warehouse.read() as con:
         accepted = require(con, "forecasts", request.source, [request.partition], FORECAST_CHECKS)
         # the version whose forecasts were checked just now, not the one with the latest time stamp
@@ -215,14 +249,7 @@ def compute(
         shares=inputs.shares(),
         n_features=len(model.importance),
     )
-    counted = count_and_judge(
-        run_backtest(data),
-        model.inputs,
-        ledger or open_ledger(warehouse.path.parent, warehouse.clock),
-        namespace=namespace,
-        run_id=request.run_id,
-    )
-    return counted, model
+    return data, model, namespace
 
 
 def _require_labels(
@@ -283,10 +310,12 @@ def stored_model(registry: pa.Table, request: BacktestRequest) -> StoredModel:
     )
 
 
-def write_report(result: BacktestResult, model: StoredModel, folder: Path) -> Path:
+def write_report(
+    result: BacktestResult, model: StoredModel, folder: Path, sizes: Mapping[str, Any] | None = None
+) -> Path:
     """Write the HTML report and return its path: whole or not at all, one file a model version."""
     importance = model.importance.set_index("feature")["gain_share"] if len(model.importance) else None
-    html = render_report(result, importance, model.folds)
+    html = render_report(result, importance, model.folds, sizes)
     folder.mkdir(parents=True, exist_ok=True)
     data = result.input
     path = folder / f"{data.market}-{data.model_type}-{data.source}-{model.version[:12]}.html"

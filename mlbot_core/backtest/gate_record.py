@@ -20,10 +20,12 @@ import pandas as pd
 from mlbot_core.backtest.dataset import BACKTESTS_TABLE, EQUITY_TABLE
 from mlbot_core.backtest.metrics import MIN_ACTIVE_DAYS, annual_growth, daily_returns, max_drawdown
 from mlbot_core.backtest.verdict import statistics_of
+from mlbot_core.clock import format_utc
 from mlbot_core.errors import MissingDataError
 from mlbot_core.models.gate import GateRecord, GateRefusedError
 from mlbot_core.models.registry_events import Registration, Slot
 from mlbot_core.models.registry_state import Entry
+from mlbot_core.timeframe import DAY_MS
 from mlbot_core.validation.criteria import Measured
 from mlbot_core.validation.namespaces import namespace_of
 from mlbot_core.validation.significance import sharpe_interval
@@ -111,6 +113,13 @@ def gate_record(warehouse: Warehouse, entry: Entry, ledger: TrialLedger, conditi
         different = _differences(computed[size], stored[size])
         if different:
             raise GateRefusedError(f"{name} contradicts its own equity at {size} size: {', '.join(different)}; {again}")
+    # the last day that anything is known of: the age of the backtest counts from here
+    known_ms = (int(ts[-1]) // DAY_MS + 1) * DAY_MS
+    if int(summary["end_ms"]) > known_ms:
+        raise GateRefusedError(
+            f"{name} claims to end {format_utc(int(summary['end_ms']))}, and its equity ends before "
+            f"{format_utc(known_ms)}; {again}"
+        )
     daily = daily_returns(ts, equity["nav_unit"].to_numpy(dtype=np.float64), initial_nav)
     returns = DailyReturns(int(daily["day"].iloc[0]), daily["ret"].to_numpy())
     namespace = namespace_of(model.slot.source, model.identity)

@@ -148,6 +148,41 @@ class BacktestResult:
     significance: CandidateSignificance | None = None
 
 
+@dataclass(frozen=True)
+class UnitRun:
+    """The part of a backtest that the trial ledger counts; its fields are those of :class:`BacktestResult`.
+
+    ``metrics`` holds ``unit`` alone, ``daily`` holds ``day`` and ``unit``.
+    """
+
+    input: BacktestInput
+    start_ms: int
+    end_ms: int
+    metrics: Mapping[str, Metrics]
+    daily: pd.DataFrame
+
+
+def run_unit(data: BacktestInput) -> UnitRun:
+    """Trade the forecasts at unit exposure: the numbers of :func:`run_backtest` at that size, and no others.
+
+    Raises
+    ------
+    MissingDataError, UsageError
+        As :func:`run_backtest`.
+    """
+    _check(data)
+    grid, params = _grid(data), _params(data, unit=True)
+    done = _simulate(data, grid, _said(grid), params)
+    daily = daily_returns(done.ts, done.nav, data.initial_nav)
+    return UnitRun(
+        input=data,
+        start_ms=int(grid["ts"].iloc[0]),
+        end_ms=int(grid["ts"].iloc[-1]) + params.timeframe_ms,
+        metrics=MappingProxyType({"unit": compute_metrics(done, grid["close"].to_numpy(), grid["volume"].to_numpy())}),
+        daily=pd.DataFrame({"day": daily["day"], "unit": daily["ret"]}),
+    )
+
+
 def run_backtest(data: BacktestInput) -> BacktestResult:
     """Trade the forecasts at the traded size and at unit exposure, and judge both.
 
@@ -165,19 +200,8 @@ def run_backtest(data: BacktestInput) -> BacktestResult:
     """
     _check(data)
     grid = _grid(data)
-    traded_params, unit_params = (
-        simulation_params(
-            data.market,
-            data.fees,
-            data.risk,
-            data.settle_delay_ms,
-            data.latency_ms,
-            unit=unit,
-            initial_nav=data.initial_nav,
-        )
-        for unit in (False, True)
-    )
-    said = Forecasts(edge_of(grid["score"].to_numpy(), grid["width"].to_numpy()))
+    traded_params, unit_params = _params(data, unit=False), _params(data, unit=True)
+    said = _said(grid)
     simulations = {
         "traded": _simulate(data, grid, said, traded_params),
         "unit": _simulate(data, grid, said, unit_params),
@@ -259,6 +283,22 @@ def _grid(data: BacktestInput) -> pd.DataFrame:
             f"forecasts are; run `mlbot backfill --interval {data.market.timeframe}`"
         )
     return grid.astype({name: "float64" for name in grid.columns if name != "ts"})
+
+
+def _params(data: BacktestInput, *, unit: bool) -> SimulationParams:
+    return simulation_params(
+        data.market,
+        data.fees,
+        data.risk,
+        data.settle_delay_ms,
+        data.latency_ms,
+        unit=unit,
+        initial_nav=data.initial_nav,
+    )
+
+
+def _said(grid: pd.DataFrame) -> Forecasts:
+    return Forecasts(edge_of(grid["score"].to_numpy(), grid["width"].to_numpy()))
 
 
 def _simulate(

@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 
 from mlbot_core.backtest.metrics import MIN_ACTIVE_DAYS
-from mlbot_core.backtest.run import BacktestResult, with_significance
+from mlbot_core.backtest.run import BacktestResult, UnitRun, with_significance
 from mlbot_core.validation.namespaces import namespace_of
-from mlbot_core.validation.trials import DailyReturns, TrialLedger
+from mlbot_core.validation.trials import Appended, DailyReturns, TrialLedger
 from mlbot_core.validation.trials_significance import candidate_significance
 
 # re-exported: the namespace is a question of the data, not of the backtest
-__all__ = ["configuration_of", "count_and_judge", "daily_series", "data_version_of", "namespace_of"]
+__all__ = ["configuration_of", "count", "count_and_judge", "daily_series", "data_version_of", "namespace_of"]
+
+Counted = BacktestResult | UnitRun
 
 # what of a model's version is a person's choice; the rest (code, libraries, partitions) is not
 _CHOICES: Final = (
@@ -36,7 +38,7 @@ _CHOICES: Final = (
 _UNIT_LIMITS: Final = ("rebalance_band", "max_forecast_age")
 
 
-def configuration_of(result: BacktestResult, model_inputs: Mapping[str, Any]) -> dict[str, Any]:
+def configuration_of(result: Counted, model_inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything a person could have chosen differently, as plain JSON.
 
     The first day of the test period is a choice and belongs to it; so does the last where it was asked for, and does
@@ -65,7 +67,7 @@ def configuration_of(result: BacktestResult, model_inputs: Mapping[str, Any]) ->
     }
 
 
-def data_version_of(result: BacktestResult, model_inputs: Mapping[str, Any]) -> str:
+def data_version_of(result: Counted, model_inputs: Mapping[str, Any]) -> str:
     """Return the hash of the data behind a backtest: what the model learnt from and what it was traded on.
 
     Versions of stacked base models are not data: a base that was trained again gives other returns on the same data,
@@ -84,9 +86,37 @@ def data_version_of(result: BacktestResult, model_inputs: Mapping[str, Any]) -> 
     return digest.hexdigest()
 
 
-def daily_series(result: BacktestResult) -> DailyReturns:
+def daily_series(result: Counted) -> DailyReturns:
     """Return the net daily returns at unit exposure."""
     return DailyReturns(int(result.daily["day"].iloc[0]), result.daily["unit"].to_numpy(dtype=np.float64))
+
+
+def count(
+    result: Counted, model_inputs: Mapping[str, Any], ledger: TrialLedger, *, namespace: str, run_id: str
+) -> Appended:
+    """Record a result in the ledger; the same one again, from a training or a backtest, changes nothing.
+
+    Raises
+    ------
+    LedgerTamperedError
+        If the ledger was tampered with.
+    """
+    return ledger.append(
+        namespace,
+        configuration_of(result, model_inputs),
+        daily_series(result),
+        data_version=data_version_of(result, model_inputs),
+        run_id=run_id,
+        info={
+            "model_version": result.input.model_version,
+            "code": model_inputs.get("code"),
+            "libraries": model_inputs.get("libraries"),
+            "start_ms": result.start_ms,
+            "end_ms": result.end_ms,
+            # what daily returns cannot be asked for: here it cannot be changed afterwards
+            "unit_trades": result.metrics["unit"].trades,
+        },
+    )
 
 
 def count_and_judge(
@@ -101,25 +131,9 @@ def count_and_judge(
     LedgerTamperedError
         If the ledger was tampered with: nothing is judged by a count that cannot be believed.
     """
-    returns = daily_series(result)
-    ledger.append(
-        namespace,
-        configuration_of(result, model_inputs),
-        returns,
-        data_version=data_version_of(result, model_inputs),
-        run_id=run_id,
-        info={
-            "model_version": result.input.model_version,
-            "code": model_inputs.get("code"),
-            "libraries": model_inputs.get("libraries"),
-            "start_ms": result.start_ms,
-            "end_ms": result.end_ms,
-            # what daily returns cannot be asked for: here it cannot be changed afterwards
-            "unit_trades": result.metrics["unit"].trades,
-        },
-    )
-    history = ledger.read(namespace)
-    return with_significance(result, candidate_significance(history, returns, min_active_days=MIN_ACTIVE_DAYS))
+    count(result, model_inputs, ledger, namespace=namespace, run_id=run_id)
+    among = candidate_significance(ledger.read(namespace), daily_series(result), min_active_days=MIN_ACTIVE_DAYS)
+    return with_significance(result, among)
 
 
 def _bytes(values: pd.Series) -> bytes:

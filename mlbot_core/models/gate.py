@@ -23,7 +23,15 @@ from mlbot_core.models.canonical import canonical_json, sha256_hex
 from mlbot_core.models.registry_events import Registration, RegistryTamperedError, SignedGate
 from mlbot_core.models.registry_state import Entry
 from mlbot_core.models.signing import Signer
-from mlbot_core.validation.criteria import BOUNDS, Measured, Statistics, Verdict, judge_measured
+from mlbot_core.timeframe import DAY_MS
+from mlbot_core.validation.criteria import (
+    BOUNDS,
+    MAX_BACKTEST_AGE_DAYS,
+    Measured,
+    Statistics,
+    Verdict,
+    judge_measured,
+)
 from mlbot_core.validation.namespaces import namespace_of
 from mlbot_core.validation.trials import Head, LedgerTamperedError, TrialLedger
 
@@ -70,6 +78,10 @@ class GateRecord:
     backtest_version: str
     conditions: str
     made_at_ms: int
+
+    def age_days(self, now_ms: int) -> float:
+        """Return how long before ``now_ms`` (UTC ms) the backtest ended, in days."""
+        return (now_ms - self.backtest_end_ms) / DAY_MS
 
     @property
     def verdict(self) -> Verdict:
@@ -169,6 +181,28 @@ def require_passed(record: GateRecord) -> None:
     raise GateRefusedError(
         f"model {model.version[:12]} ({model.slot}) does not pass the gate: {reasons}; nothing was changed: "
         "improve the model and backtest it, the bounds are constants"
+    )
+
+
+def require_recent(record: GateRecord, now_ms: int) -> None:
+    """Refuse a backtest that ended too long ago to speak for the market that would be traded now.
+
+    Asked when a model is promoted, and not when it is loaded: what watches a champion afterwards is the drift of its
+    features and forecasts, and a rollback has to be possible at any time.
+
+    Raises
+    ------
+    GateRefusedError
+        If more than ``MAX_BACKTEST_AGE_DAYS`` lie between its end and ``now_ms`` (UTC ms).
+    """
+    age = record.age_days(now_ms)
+    if age <= MAX_BACKTEST_AGE_DAYS:
+        return
+    model = record.registration
+    raise GateRefusedError(
+        f"the backtest of model {model.version[:12]} ({model.slot}) ends {format_utc(record.backtest_end_ms)}, "
+        f"{age:.0f} days before now, and at most {MAX_BACKTEST_AGE_DAYS} may lie between; nothing was changed: pull "
+        f"newer data, then train and backtest it again (mlbot train {model.slot.command})"
     )
 
 
@@ -314,6 +348,17 @@ def record_rows(record: GateRecord) -> list[dict[str, Any]]:
         {"size": "", "criterion": name, "value": None, "bound": bound, "passed": False}
         for name, bound in verdict.not_evaluated
     ]
+    age = record.age_days(record.made_at_ms)
+    bound = f"<= {MAX_BACKTEST_AGE_DAYS}"
+    rows.append(
+        {
+            "size": "",
+            "criterion": "days since the backtest",
+            "value": age,
+            "bound": bound,
+            "passed": age <= MAX_BACKTEST_AGE_DAYS,
+        }
+    )
     return rows
 
 

@@ -27,6 +27,7 @@ from mlbot_core.models.gate import (
     artefact_digest,
     check_record,
     read_record,
+    require_recent,
     sign_record,
 )
 from mlbot_core.models.registry_events import (
@@ -232,7 +233,7 @@ class Registry:
         Raises
         ------
         GateRefusedError
-            If the numbers do not pass.
+            If the numbers do not pass, or the backtest ended too long ago.
         ArtefactError, FeatureMismatchError, LibraryMismatchError, LedgerTamperedError
             If what it rests on cannot be believed.
         StageError
@@ -258,7 +259,9 @@ class Registry:
                 )
             gate = sign_record(record, signer)
             # what is judged is what will be read again, not what was handed in
-            check_record(read_record(gate, entry.registration, signer), models_dir, ledger)
+            read = read_record(gate, entry.registration, signer)
+            check_record(read, models_dir, ledger)
+            require_recent(read, self._clock.now_ms())
             former = state.champions.get(entry.slot)
             label = "synthetic" if entry.registration.synthetic else "real"
             return [

@@ -19,6 +19,7 @@ MIN_DAYS: Final = 365  # inclusive
 MIN_TRADES: Final = 100  # inclusive
 MIN_DSR: Final = 0.95  # inclusive
 MAX_PBO: Final = 0.2  # inclusive
+MAX_BACKTEST_AGE_DAYS: Final = 45  # inclusive; from the end of the backtest to the promotion
 
 CRITERIA_MET: Final = "criteria met; significance not yet evaluated"
 STATISTICS_PASSED: Final = "criteria met and statistics passed; not promoted (that is for `mlbot models promote`)"

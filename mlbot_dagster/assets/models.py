@@ -149,7 +149,8 @@ def request(context: dg.AssetExecutionContext, config: PeriodConfig, market_data
 
 def _progress(context: dg.AssetExecutionContext) -> Callable[[int, int, dict[str, Any]], None]:
     def say(done: int, total: int, row: dict[str, Any]) -> None:
-        context.log.info(f"fold {done} of {total}: {row['test_rows']} bars, hit rate {row['hit_rate']:.3f}")
+        # no scores here: whoever sees them has made a trial, and it is counted when all folds are done
+        context.log.info(f"fold {done} of {total}: {row['test_rows']} bars")
 
     return say
 
@@ -190,6 +191,8 @@ def _shown(
     from mlbot_core.models.registration import register_trained
 
     entry = register_trained(store, request, trained, market_data.settings.models_dir)
+    # forecasts that failed a check are no evidence of anything: no backtest takes them
+    trial = _counted(store, request, market_data) if trained.outcome.passed else "not counted: a check failed"
     top = trained.result.importance.head(15)
     gains = list(zip(top["feature"], top["gain_share"], strict=True))
     plot = metadata.Plot(
@@ -201,6 +204,7 @@ def _shown(
         "stage": "not registered" if entry is None else entry.stage,
         "folds": len(trained.split),
         "skipped folds": len(trained.split.skipped),
+        "trial": trial,
         "hit rate": trained.result.hits / max(1, trained.result.directional_rows),
         "rank IC, mean of folds": float(trained.result.fold_table["ic"].mean()),
         "fold table": dg.MetadataValue.md(_markdown(trained.result.fold_table)),
@@ -208,6 +212,24 @@ def _shown(
     }
     metadata.describe(context, [trained.outcome], market_data.name, plot=plot, extra=extra)
     yield dg.MaterializeResult(check_results=checks.results([trained.outcome], CHECKS))
+
+
+def _counted(store: Warehouse, request: Any, market_data: MarketData) -> str:
+    """Count the trained version in the trial ledger before its scores are shown; say which row it is."""
+    from mlbot_core.backtest.dataset import BacktestRequest, count_trained
+    from mlbot_core.validation.trials import open_ledger
+
+    asked = BacktestRequest(
+        request.source,
+        request.market,
+        request.model_type,
+        request.settle_delay_ms,
+        request.known_by_ms,
+        request.run_id,
+    )
+    chosen = market_data.settings
+    done = count_trained(store, asked, chosen.fees, chosen.risk, open_ledger(store.path.parent, store.clock))
+    return f"number {done.row.seq} of {done.row.namespace}{'' if done.new else ', as before'}"
 
 
 def _markdown(table: Any) -> str:

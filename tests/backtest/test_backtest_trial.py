@@ -6,13 +6,15 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mlbot_core.backtest.report import render_report, summary_row
-from mlbot_core.backtest.run import run_backtest
+from mlbot_core.backtest.run import run_backtest, run_unit
 from mlbot_core.backtest.significance_block import flat, significance_block
 from mlbot_core.backtest.trial import (
     configuration_of,
+    count,
     count_and_judge,
     daily_series,
     data_version_of,
@@ -65,6 +67,18 @@ def test_a_backtest_is_counted_once_and_named(result, ledger):
     assert first.significance.head == history.head
     assert history.rows[0].facts["code"] == "c" * 64
     np.testing.assert_array_equal(history.rows[0].returns.values, result.daily["unit"].to_numpy())
+
+
+def test_what_a_training_counts_is_what_its_backtest_would(result, ledger):
+    unit = run_unit(result.input)
+    assert (unit.start_ms, unit.end_ms) == (result.start_ms, result.end_ms)
+    assert unit.metrics["unit"] == result.metrics["unit"]
+    pd.testing.assert_frame_equal(unit.daily, result.daily[["day", "unit"]], check_exact=True)
+    first = count(unit, INPUTS, ledger, namespace="test", run_id="training")
+    assert first.new
+    assert judged(result, ledger).significance.head == first.row.head
+    assert [row.run_id for row in ledger.read("test").rows] == ["training"]
+    assert not count(unit, INPUTS, ledger, namespace="test", run_id="again").new
 
 
 def test_choices_are_the_configuration_and_nothing_else_is(result):

@@ -136,6 +136,13 @@ def test_a_better_stored_verdict_helps_nobody(bench, warehouse, stored, result):
         gate_record(warehouse, entry, bench.ledger, today(result))
 
 
+def test_a_stored_end_after_the_equity_makes_no_backtest_younger(bench, warehouse, stored, result):
+    entry, _ = stored
+    edit(warehouse, lambda summary: summary.update(end_ms=summary["end_ms"] + 86_400_000))
+    with pytest.raises(GateRefusedError, match=r"claims to end .*, and its equity ends before"):
+        gate_record(warehouse, entry, bench.ledger, today(result))
+
+
 def test_changed_equity_is_noticed(bench, warehouse, stored, result):
     entry, _ = stored
     with warehouse.write() as con:

@@ -22,6 +22,7 @@ from mlbot_core.clock import SystemClock
 from mlbot_core.market import CORE_SERIES
 from mlbot_core.market.quality import QUALITY_CHECKS
 from mlbot_core.timeframe import Month
+from mlbot_core.validation.trials import TrialLedger
 from mlbot_core.warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,6 +263,15 @@ def test_the_backtest_is_stored_and_reported(flow):
     assert loaded_from_elsewhere(html) == []
 
 
+def test_a_configuration_is_counted_when_it_is_trained_and_its_backtest_counts_nothing_more(flow):
+    trained = [end["run_id"] for end in flow.ends if end["title"].startswith(("train", "stack"))]
+    history = TrialLedger(flow.home, SystemClock()).read("demo")
+    assert [row.run_id for row in history.rows] == trained
+    assert history.n_trials == 2
+    versions = {row.facts["model_version"] for row in history.rows}
+    assert versions == {version for (version,) in flow.query("SELECT model_version FROM backtests")}
+
+
 def test_again_gives_the_same_version_and_the_same_bytes(flow):
     version, forecasts, models = (
         flow.query("SELECT model_version FROM models ORDER BY 1"),
@@ -273,6 +283,7 @@ def test_again_gives_the_same_version_and_the_same_bytes(flow):
     assert again.query("SELECT model_version FROM models ORDER BY 1") == version
     assert again.forecasts() == forecasts
     assert again.models() == models
+    assert TrialLedger(flow.home, SystemClock()).read("demo").n_trials == 2
 
 
 @pytest.mark.slow

@@ -18,11 +18,30 @@ import yaml
 
 from mlbot_core.clock import SystemClock
 from mlbot_core.timeframe import Month
+from mlbot_core.validation.trials import TrialLedger
 from mlbot_core.warehouse import Warehouse
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKET = "BTC-4h"
-MODELS = ("lightgbm", "catboost", "ridge")
+# the least number of folds of each, and what it stacks
+MODELS = {"lightgbm": (12, ()), "catboost": (12, ()), "ridge": (12, ()), "tft": (8, ()), "meta": (12, ("ridge",))}
+JOBS = {"meta": "stack"}
+SCHEDULE = {
+    "train_days": 150,
+    "min_train_days": 90,
+    "test_days": 10,
+    "embargo_bars": 12,
+    "models": {"tft": {"test_days": 20}, "meta": {"min_train_days": 60}},
+}
+SMALL_TFT = {
+    "encoder_length": 6,
+    "hidden_size": 8,
+    "hidden_continuous_size": 4,
+    "attention_heads": 2,
+    "max_features": 6,
+    "max_samples": 500,
+    "max_epochs": 2,
+}
 MONTHS = Month.span(Month(2024, 1).start_ms, Month(2024, 10).end_ms)
 
 pytestmark = pytest.mark.slow
@@ -71,6 +90,14 @@ def models(home: Path) -> dict[str, str]:
     return {str(f.relative_to(home)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+def folds(home: Path) -> list[Path]:
+    return [path for path in (home / "models").glob("folds/*/*/meta.json") if not path.parent.name.endswith(".part")]
+
+
+def counted(home: Path) -> int:
+    return TrialLedger(home, SystemClock()).read("demo").n_trials
+
+
 def forecasts(home: Path) -> str:
     with Warehouse(home / "warehouse.duckdb", SystemClock()).read() as con:
         return repr(con.execute("SELECT * FROM forecasts ORDER BY ALL").fetchall())
@@ -83,7 +110,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     home, config = folder / "home", folder / "config"
     shutil.copytree(ROOT / "config", config, ignore=shutil.ignore_patterns("api_keys.yaml"))
     chosen = yaml.safe_load((config / "models.yaml").read_text())
-    chosen["walk_forward"] = {"train_days": 150, "min_train_days": 90, "test_days": 10, "embargo_bars": 12}
+    chosen["walk_forward"] = SCHEDULE
+    chosen["tft"] |= SMALL_TFT
+    chosen["meta"]["models"] = ["ridge"]
     chosen["features"]["zscore_window"] = 60
     (config / "models.yaml").write_text(yaml.safe_dump(chosen))
     finish(launching(home, config, [plan("data", f"{MARKET}|{MONTHS[0].key}", f"{MARKET}|{MONTHS[-1].key}")]))
@@ -93,19 +122,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("model", MODELS)
 def test_killed_and_resumed_is_the_same(made: tuple[Path, Path], tmp_path: Path, model: str) -> None:
     home, config = made
-    clean, killed = tmp_path / "clean", tmp_path / "killed"
+    least, bases = MODELS[model]
+    begun_with, clean, killed = tmp_path / "begun", tmp_path / "clean", tmp_path / "killed"
+    shutil.copytree(home, begun_with)
+    if bases:
+        finish(launching(begun_with, config, [plan("train", f"{MARKET}|{base}") for base in bases]))
     for copy in (clean, killed):
-        shutil.copytree(home, copy)
-    run = [plan("train", f"{MARKET}|{model}")]
+        shutil.copytree(begun_with, copy)
+    run = [plan(JOBS.get(model, "train"), f"{MARKET}|{model}")]
     finish(launching(clean, config, run))
     whole = models(clean)
-    folds = {name for name in whole if "/folds/" in name and name.endswith("meta.json")}
-    assert len(folds) >= 12
+    assert len(folds(clean)) - len(folds(begun_with)) >= least
 
     process = launching(killed, config, run)
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
-        if len(list((killed / "models").glob("folds/*/*/meta.json"))) >= 3:
+        if len(folds(killed)) - len(folds(begun_with)) >= 3:
             break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -116,3 +148,4 @@ def test_killed_and_resumed_is_the_same(made: tuple[Path, Path], tmp_path: Path,
     resumed = {name: text for name, text in models(killed).items() if not Path(name).parts[-2].endswith(".part")}
     assert resumed == whole
     assert forecasts(killed) == forecasts(clean)
+    assert counted(killed) == counted(clean) == 1 + len(bases)

@@ -21,6 +21,7 @@ from mlbot_core.models.gate import (
     read_record,
     record_rows,
     require_passed,
+    require_recent,
     sign_record,
 )
 from mlbot_core.models.registry_events import RegistryTamperedError, SignedGate
@@ -108,6 +109,20 @@ def test_a_refusal_names_criterion_value_and_bound(registry_bench, entry, change
         require_passed(registry_bench.record(entry, **change))
     assert words in str(refused.value)
     assert str(refused.value).count("required") == 1
+
+
+def test_an_old_backtest_is_refused_for_promotion_and_only_there(registry_bench, entry):
+    day = 86_400_000
+    now = registry_bench.clock.now_ms()
+    assert criteria.MAX_BACKTEST_AGE_DAYS == 45
+    just, late = (registry_bench.record(entry, backtest_end_ms=now - 45 * day - more) for more in (0, 1))
+    require_recent(just, now)
+    with pytest.raises(GateRefusedError, match=r"ends 2025-01-05.*45 days before now, and at most 45"):
+        require_recent(late, now)
+    check(registry_bench, late)
+    shown, refused = (record_rows(record)[-1] for record in (just, late))
+    assert (shown["criterion"], shown["value"], shown["bound"]) == ("days since the backtest", 45.0, "<= 45")
+    assert (shown["passed"], refused["passed"]) == (True, False)
 
 
 # --- the signed record -----------------------------------------------------------------------------------------
@@ -246,6 +261,7 @@ def test_rows_for_an_asset_check(registry_bench, entry):
         *((size, name) for size in ("traded", "unit") for name in [*list(BOUNDS)[:5], "Sharpe, lower end"]),
         ("", "DSR"),
         ("", "PBO"),
+        ("", "days since the backtest"),
     }
     assert [row["criterion"] for row in rows if not row["passed"]] == ["DSR", "PBO"]
     assert gate_rows(entry, SIGNER) == []

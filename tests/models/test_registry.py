@@ -101,6 +101,18 @@ def test_promoting_retires_the_former_and_rollback_returns_to_it(registry_bench)
     assert kinds == ["registered"] * 3 + ["gate", "promoted"] * 2 + ["rolled_back", "gate", "promoted", "rolled_back"]
 
 
+def test_months_later_one_can_return_to_a_former_champion_and_promote_nothing_old(registry_bench):
+    bench = registry_bench
+    first, second, third = (bench.register(seed) for seed in (1, 2, 3))
+    bench.promote(first)
+    bench.promote(second)
+    bench.clock.sleep(100 * 86_400)
+    with pytest.raises(GateRefusedError, match="116 days before now, and at most 45"):
+        bench.promote(third)
+    back = bench.registry.rollback(first.slot, models_dir=bench.models_dir, ledger=bench.ledger, why="worse")
+    assert back.champions == {first.slot: first.version}
+
+
 def test_each_slot_has_a_champion_of_its_own(registry_bench):
     bench = registry_bench
     slots = [
@@ -172,6 +184,7 @@ REFUSALS = {
     "weak at unit exposure": (GateRefusedError, {"unit": WEAK}, None, {}),
     "weak at the traded size": (GateRefusedError, {"traded": WEAK}, None, {}),
     "not significant": (GateRefusedError, {"statistics": Statistics(0.9, 0.1, 40)}, None, {}),
+    "old": (GateRefusedError, {"backtest_end_ms": 1_736_100_000_000}, None, {}),
     "truncated artefact": (ArtefactError, {}, truncate, {}),
     "tampered meta": (ArtefactError, {}, forge_meta, {}),
     "another release": (LibraryMismatchError, {}, None, {"libraries": {"lightgbm": "3.0.0"}}),
