@@ -183,6 +183,9 @@ def test_every_blocking_check_was_evaluated_and_passed(flow, instance):
         for check in definition.check_specs:
             if check.asset_key.path[0] == "raw" and check.asset_key.path[1] not in CORE_SERIES:
                 continue
+            if check.asset_key.path[0] == "bandit":
+                # sizes are learned in a job of their own
+                continue
             record, *_ = instance.event_log_storage.get_asset_check_execution_history(check.key, limit=1)
             evaluation = record.event.dagster_event.event_specific_data
             assert evaluation.passed or not check.blocking, (check.key, evaluation.description)
