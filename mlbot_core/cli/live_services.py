@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import yaml
 from mlbot_core.cli.supervisor import Service
 from mlbot_core.clock import format_utc
 from mlbot_core.config import Settings
+from mlbot_core.execution.venues import RUNNING_FILE, emulator_folder, paper_command
 
 # where it is set, the sensors that trade are on from the start; nothing else turns them on by itself
 LIVE_VARIABLE = "MLBOT_LIVE"
@@ -43,9 +45,8 @@ def live_set(settings: Settings, host: str, port: int, *, warm: bool) -> LiveSet
         command = [python, "-m", "mlbot_core.emulator", "--port", str(at), "--seed", str(market.seed)]
         command += ["--start", format_utc(market.start_ms)[:10], "--mode", market.mode, "--plan", market.plan]
         services.append(Service("emulator", tuple(command), ready=("127.0.0.1", at)))
+        _announce(settings, environment["MLBOT_EMULATOR_URL"])
     if venue == "paper":
-        from mlbot_core.execution.venues import paper_command
-
         services.append(Service("paper", tuple(paper_command(settings))))
     code_port = free_port()
     workspace = settings.dagster_home / "workspace-live.yaml"
@@ -64,8 +65,16 @@ def live_set(settings: Settings, host: str, port: int, *, warm: bool) -> LiveSet
         Service("risk-watch", (python, "-m", "mlbot_core.execution.risk_watch")),
         Service("dead-man", (python, "-m", "mlbot_core.execution.deadman")),
         Service("exporter", (python, "-m", "mlbot_core.observability.exporter")),
+        Service("alerts", (python, "-m", "mlbot_core.observability.alerts")),
     ]
     return LiveSet(tuple(services), environment)
+
+
+def _announce(settings: Settings, url: str) -> None:
+    """Write down where the emulator will be, for `mlbot halt` and `mlbot status` in another terminal."""
+    path = emulator_folder(settings) / RUNNING_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"url": url}), encoding="utf-8")
 
 
 def free_port() -> int:
