@@ -39,6 +39,8 @@ class Finding:
 
 def examine(settings: Settings, clock: Clock) -> list[Finding]:
     """Return all findings; nothing is changed but the store's own files, which are created where absent."""
+    from mlbot_core.cli.doctor_trading import findings
+
     return [
         _guard("python", lambda: _python()),
         _guard("packages", lambda: _packages()),
@@ -50,6 +52,7 @@ def examine(settings: Settings, clock: Clock) -> list[Finding]:
         _guard("source archive", lambda: _archive(settings, clock)),
         _guard("source coinglass", lambda: _coinglass(settings, clock)),
         _guard("source bybit", lambda: _bybit(settings, clock)),
+        *findings(settings, clock),
     ]
 
 

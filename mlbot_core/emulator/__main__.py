@@ -22,8 +22,13 @@ from types import FrameType
 from mlbot_core.clock import clock_from_env, format_utc, parse_utc_ms
 from mlbot_core.emulator.bybit_api import BybitOptions
 from mlbot_core.emulator.coinglass import DEFAULT_KEY, CoinglassOptions
-from mlbot_core.emulator.exchange.auth import ApiKey, read_keys
-from mlbot_core.emulator.exchange.options import DEFAULT_TRADE_KEY, DEFAULT_TRADE_SECRET, ExchangeOptions
+from mlbot_core.emulator.exchange.auth import read_keys
+from mlbot_core.emulator.exchange.options import (
+    DEFAULT_TRADE_KEY,
+    DEFAULT_TRADE_SECRET,
+    ExchangeOptions,
+    keys_of,
+)
 from mlbot_core.emulator.exchange.trade_faults import TradeFaultSchedule
 from mlbot_core.emulator.faults import FaultSchedule
 from mlbot_core.emulator.market import MODES
@@ -90,8 +95,7 @@ def _read(path: Path, option: str) -> str:
 
 
 def _trading(args: argparse.Namespace) -> ExchangeOptions:
-    secret = os.environ.get("MLBOT_EMULATOR_TRADE_SECRET", DEFAULT_TRADE_SECRET)
-    keys: tuple[ApiKey, ...] = (ApiKey(args.trade_key, secret),)
+    keys = keys_of({**os.environ, "MLBOT_EMULATOR_TRADE_KEY": args.trade_key})
     if args.trade_keys is not None:
         keys = read_keys(_read(args.trade_keys, "--trade-keys"))
     try:

@@ -33,6 +33,7 @@ class Venue(StrEnum):
     """Where orders go."""
 
     EMULATOR = "emulator"
+    PAPER = "paper"
     DEMO = "demo"
     TESTNET = "testnet"
     MAINNET = "mainnet"

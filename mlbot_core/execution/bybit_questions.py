@@ -24,7 +24,7 @@ from mlbot_core.execution.broker import (
 )
 from mlbot_core.execution.bybit_errors import CLOCK_CODES, Failure, Kind, judge, may_ask_again
 from mlbot_core.execution.bybit_signer import Signer
-from mlbot_core.execution.bybit_venues import base_url
+from mlbot_core.execution.bybit_venues import LOCAL, base_url
 from mlbot_core.execution.bybit_wire import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, Reply, Wire
 from mlbot_core.execution.types import (
     Execution,
@@ -75,7 +75,7 @@ class BybitQuestions:
             clock,
             adapter=adapter,
             timeout_s=timeout_s,
-            use_environment=venue is not Venue.EMULATOR,
+            use_environment=venue not in LOCAL,
         )
         self._lock = threading.Lock()
         self._checked: ClockCheck | None = None

@@ -27,7 +27,7 @@ from mlbot_core.errors import MlbotError
 from mlbot_core.execution import bybit_rows as rows
 from mlbot_core.execution.broker import BrokerError, Venue
 from mlbot_core.execution.bybit_signer import Signer
-from mlbot_core.execution.bybit_venues import stream_url
+from mlbot_core.execution.bybit_venues import LOCAL, stream_url
 from mlbot_core.execution.types import Execution, OrderSnapshot, PositionSnapshot, WalletSnapshot
 
 TOPICS: Final = ("order", "execution", "position", "wallet")
@@ -156,7 +156,7 @@ class PrivateStream:
         first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         self._url = stream_url(venue, url)
-        self._proxy: Literal[True] | None = None if venue is Venue.EMULATOR else True
+        self._proxy: Literal[True] | None = None if venue in LOCAL else True
         self._signer = Signer(pair)
         self._clock = clock
         self._events = events

@@ -19,6 +19,8 @@ STREAM_URLS: Final[Mapping[Venue, str]] = {
     Venue.TESTNET: "wss://stream-testnet.bybit.com/v5/private",
     Venue.MAINNET: "wss://stream.bybit.com/v5/private",
 }
+# Processes on this machine: their address is given, and no proxy of the environment lies in between.
+LOCAL: Final = frozenset((Venue.EMULATOR, Venue.PAPER))
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
@@ -32,7 +34,7 @@ def base_url(venue: Venue, url: str | None, *, in_process: bool, allow_mainnet: 
     """
     if venue is Venue.MAINNET and not allow_mainnet:
         raise ConfigError("mainnet trades real money and was not allowed; choose the emulator, demo or testnet")
-    if venue is not Venue.EMULATOR:
+    if venue not in LOCAL:
         if url is not None or in_process:
             raise ConfigError(f"the address of {venue} is {REST_URLS[venue]}; another one cannot be given")
         return REST_URLS[venue]
@@ -40,12 +42,12 @@ def base_url(venue: Venue, url: str | None, *, in_process: bool, allow_mainnet: 
         return "http://emulator"
     host = urlsplit(url or "").hostname
     if url is None or not url.startswith(("http://", "https://")) or host not in _LOOPBACK:
-        raise ConfigError(f"the emulator's address {url!r} must be http://127.0.0.1:PORT")
+        raise ConfigError(f"the address {url!r} of the venue {venue} must be http://127.0.0.1:PORT")
     return url
 
 
 def stream_url(venue: Venue, url: str | None = None) -> str:
-    """Return the address of a venue's private stream; ``url`` is the emulator's address for requests."""
-    if venue is not Venue.EMULATOR:
+    """Return the address of a venue's private stream; ``url`` is a local venue's address for requests."""
+    if venue not in LOCAL:
         return STREAM_URLS[venue]
     return f"ws{base_url(venue, url, in_process=False, allow_mainnet=False).removeprefix('http')}/v5/private"

@@ -137,6 +137,11 @@ class Account:
         self._seed = seed
         self._numbers = {"order": 0, "exec": 0, "seq": 0}
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The counts so far: whoever restores an account sets them."""
+        return self._numbers
+
     def next_number(self, kind: str) -> int:
         """Count up and return the number: of orders, executions or the cross sequence."""
         self._numbers[kind] += 1

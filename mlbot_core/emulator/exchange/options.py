@@ -15,11 +15,25 @@ from mlbot_core.errors import UsageError
 # They open nothing but the emulator.
 DEFAULT_TRADE_KEY: Final = "emulator-trade-key"
 DEFAULT_TRADE_SECRET: Final = "emulator-trade-secret"
+# A second key of the same account.
+DEFAULT_DEADMAN_KEY: Final = "emulator-deadman-key"
+DEFAULT_DEADMAN_SECRET: Final = "emulator-deadman-secret"
 
 
-def default_key() -> ApiKey:
-    """Return the key that the emulator accepts when none is configured."""
-    return ApiKey(DEFAULT_TRADE_KEY, DEFAULT_TRADE_SECRET)
+def default_keys() -> tuple[ApiKey, ...]:
+    """Return the keys that the emulator accepts when none is configured: two of one account."""
+    return ApiKey(DEFAULT_TRADE_KEY, DEFAULT_TRADE_SECRET), ApiKey(DEFAULT_DEADMAN_KEY, DEFAULT_DEADMAN_SECRET)
+
+
+def keys_of(environ: Mapping[str, str]) -> tuple[ApiKey, ...]:
+    """Return :func:`default_keys` with what ``MLBOT_EMULATOR_{TRADE,DEADMAN}_{KEY,SECRET}`` say instead."""
+    return tuple(
+        ApiKey(
+            environ.get(f"MLBOT_EMULATOR_{role}_KEY") or default.key,
+            environ.get(f"MLBOT_EMULATOR_{role}_SECRET") or default.secret,
+        )
+        for role, default in zip(("TRADE", "DEADMAN"), default_keys(), strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class ExchangeOptions:
         If there is no key or the balance is negative.
     """
 
-    keys: tuple[ApiKey, ...] = field(default_factory=lambda: (default_key(),))
+    keys: tuple[ApiKey, ...] = field(default_factory=default_keys)
     balance: Decimal = Decimal(100_000)
     taker: Decimal = TAKER_FEE
     maker: Decimal = MAKER_FEE
