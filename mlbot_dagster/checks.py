@@ -18,6 +18,8 @@ DESCRIPTIONS = {
     "ood": "Few enough bars lie outside of what the model was trained on.",
     "forecast_drift": "The newest fold's forecasts are distributed as those of the folds before it.",
     "bookkeeping": "An independent bookkeeping (vectorbt) of the same fills has the same equity.",
+    "replay": "The stored log, folded again, gives the same policy bit for bit.",
+    "promotion": "The learned sizes beat every baseline and no position. Failing keeps volatility targeting.",
     "criteria": "The user's criteria at the traded size and at unit exposure. Failing refuses promotion, nothing else.",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from mlbot_core.config import Settings
-from mlbot_dagster.assets import backtests, drift, explanations, features, models, raw, targets
+from mlbot_dagster.assets import backtests, bandit, drift, explanations, features, live, models, raw, targets
 
 INGEST = "ingest"
 FEATURES = "features_and_targets"
@@ -13,6 +13,7 @@ DATA = "data"
 PULL = "pull"
 TRAIN = "train"
 BACKTEST = "backtest"
+BANDIT = "bandit"
 REPORT = "report"
 STACK = "stack"
 DRIFT = "drift"
@@ -34,8 +35,15 @@ def build(settings: Settings) -> list[dg.UnresolvedAssetJobDefinition]:
         _job(TRAIN, trained, "Train walk-forward and store out-of-fold forecasts."),
         _job(STACK, dg.AssetSelection.assets(models.META_KEY), "Stack stored forecasts of models and timeframes."),
         _job(BACKTEST, traded, "Backtest stored forecasts and write the report."),
+        _job(BANDIT, dg.AssetSelection.groups(bandit.GROUP), "Evaluate learned position sizes on stored forecasts."),
         _job(REPORT, dg.AssetSelection.assets(backtests.REPORT_KEY), "Write the report of a stored backtest again."),
         _job(EXPLAIN, dg.AssetSelection.assets(explanations.KEY), "Explain the newest models on bars they never saw."),
+        _job(
+            live.JOB,
+            dg.AssetSelection.groups(live.GROUP),
+            "One bar, live: pull, forecasts, and on the decision clock the decision and its orders. Asked for by "
+            "sensors; a bar that is old or was decided already is not traded, whoever asks.",
+        ),
         _job(DRIFT, dg.AssetSelection.assets(drift.KEY), "Compare features with the newest model's training."),
     ]
 

@@ -26,7 +26,7 @@ PRIORITY = "10"
 
 def build(settings: Settings) -> list[dg.SensorDefinition]:
     """Return the sensors."""
-    return [_of_timeframe(settings, timeframe) for timeframe in settings.intervals.timeframes]
+    return [*(_of_timeframe(settings, timeframe) for timeframe in settings.intervals.timeframes), _failures(settings)]
 
 
 def due_bar(timeframe: Timeframe, done_ts: int | None, clock: Clock) -> int | None:
@@ -50,15 +50,43 @@ def due_bar(timeframe: Timeframe, done_ts: int | None, clock: Clock) -> int | No
     return current - timeframe.ms if done < current - timeframe.ms else None
 
 
-def _of_timeframe(settings: Settings, timeframe: Timeframe) -> dg.SensorDefinition:
+def _status() -> dg.DefaultSensorStatus:
     on = os.environ.get(LIVE_VARIABLE) == "1"
+    return dg.DefaultSensorStatus.RUNNING if on else dg.DefaultSensorStatus.STOPPED
+
+
+def _failures(settings: Settings) -> dg.SensorDefinition:
+    @dg.run_failure_sensor(
+        name="live_run_failed",
+        monitor_all_code_locations=False,
+        minimum_interval_seconds=1,
+        default_status=_status(),
+        description=(
+            "Raises an alert for a live run that failed; on the decision clock only reducing is allowed until one "
+            "succeeds."
+        ),
+    )
+    def live_run_failed(context: dg.RunFailureSensorContext) -> None:
+        run = context.dagster_run
+        if run.job_name != live.JOB:
+            return
+        from mlbot_core.live.failures import note_failed_run
+
+        market = Market.parse(run.tags.get("mlbot/market") or str(settings.decision_market))
+        told = note_failed_run(settings, clock_from_env(), market, run.run_id, context.failure_event.message or "")
+        context.log.info(f"told the book of {', '.join(told) or 'no account: none was ever opened'}")
+
+    return live_run_failed
+
+
+def _of_timeframe(settings: Settings, timeframe: Timeframe) -> dg.SensorDefinition:
     source = settings.intervals.source
 
     @dg.sensor(
         name=f"live_bar_{timeframe}",
         job_name=live.JOB,
         minimum_interval_seconds=1,
-        default_status=dg.DefaultSensorStatus.RUNNING if on else dg.DefaultSensorStatus.STOPPED,
+        default_status=_status(),
         description=(
             f"Asks for one run shortly before each {timeframe} bar closes: pull, forecasts, and on the decision clock "
             f"({settings.execution.timeframe}) the decision and its orders. `mlbot up --live` turns it on."

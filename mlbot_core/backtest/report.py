@@ -19,6 +19,7 @@ from mlbot_core.backtest.roundtrips import round_trips
 from mlbot_core.backtest.run import BacktestResult
 from mlbot_core.backtest.sections import escape, figure_or_words, section
 from mlbot_core.backtest.significance_block import significance_block
+from mlbot_core.backtest.sizing_section import sizing
 
 _PLACEHOLDER: Final = re.compile(r"\{\{(\w+)\}\}")
 
@@ -27,6 +28,7 @@ def render_report(
     result: BacktestResult,
     importance: pd.DataFrame | pd.Series | Mapping[str, float] | None = None,
     folds: pd.DataFrame | None = None,
+    sizes: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the report as one HTML text; the caller writes it atomically.
 
@@ -39,6 +41,8 @@ def render_report(
         (shown as shares); None where the model has none.
     folds
         One row a fold, any columns; whole numbers above 10^11 are shown as UTC dates.
+    sizes
+        Summary of the newest evaluation of learned position sizes on this market; None where there is none.
     """
     figures: dict[str, plots.Figure] = {}
     body = "\n".join(
@@ -55,6 +59,7 @@ def render_report(
             section("regimes", "By kind of market", _regimes(result, figures)),
             section("calibration", "Are the forecasts calibrated?", _calibration(result, figures)),
             section("importance", "Feature importance", _importance(importance, figures)),
+            section("sizes", "Position sizes", sizing(sizes, result.input.model_version)),
             section("metrics", "All metrics", measures.metrics_table(result) + measures.vectorbt_table(result)),
             section("folds", "Folds", sections.folds_table(folds)),
             section("provenance", "Where the data come from", sections.provenance(result)),

@@ -10,15 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from mlbot_core import __version__
-from mlbot_core.cli import browser, explanations, output, research, selection
+from mlbot_core.cli import audit as audit_commands
+from mlbot_core.cli import bandit as bandit_commands
+from mlbot_core.cli import browser, explanations, output, research, selection, trading_status
 from mlbot_core.cli import compare as compare_command
 from mlbot_core.cli import db as db_commands
 from mlbot_core.cli import features as feature_commands
 from mlbot_core.cli import models as model_commands
+from mlbot_core.cli import probe as probe_command
 from mlbot_core.cli import research_table as table_commands
 from mlbot_core.cli import series as series_commands
 from mlbot_core.cli import signal as signal_command
 from mlbot_core.cli import status as state
+from mlbot_core.cli import trading as trading_commands
 from mlbot_core.cli.launcher import RunResult, launch
 from mlbot_core.cli.selection import Run
 from mlbot_core.clock import clock_from_env
@@ -74,12 +78,22 @@ def up(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the web UI.")] = 3000,
     demo: Annotated[bool, typer.Option("--demo", help="Serve the home that `mlbot demo` filled.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Trade: sensors on, risk watch, dead-man and exporter beside the servers.")
+    ] = False,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="With --live: runs start from a process that has imported everything.")
+    ] = False,
 ) -> None:
-    """Serve the Dagster UI and daemon until Ctrl-C."""
+    """Serve the Dagster UI and daemon until Ctrl-C; with --live, trade at the configured venue."""
     from mlbot_core.cli.up import up as serve
 
     if demo:
         _enter_demo()
+    if live:
+        from mlbot_core.cli.up_live import up_live
+
+        raise typer.Exit(up_live(load_settings(), output.console(), host=host, port=port, warm=warm))
     raise typer.Exit(serve(load_settings(), output.console(), host=host, port=port))
 
 
@@ -195,8 +209,9 @@ def report(
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Say what is stored, what failed and what was trained."""
-    found = state.collect(load_settings())
+    """Say what is stored, what failed, what was trained, and how trading stands."""
+    settings = load_settings()
+    found = {**state.collect(settings), "trading": trading_status.collect(settings, clock_from_env())}
     if as_json:
         output.emit_json(found)
         return
@@ -204,6 +219,7 @@ def status(as_json: Json = False) -> None:
     running = found["up"]
     where = f"up at {running['url']} (process {running['pid']})" if running else "not up"
     console.print(f"home {found['home']}, source {found['source']}, {where}")
+    trading_status.draw(console, found["trading"])
     if not found["partitions"]:
         console.print("Nothing is stored yet. Try: mlbot backfill   (or make demo)")
         return
@@ -263,8 +279,12 @@ def demo(as_json: Json = False) -> None:
 
 research.register(app)
 compare_command.register(app)
+probe_command.register(app)
 signal_command.register(app)
+trading_commands.register(app)
+audit_commands.register(app)
 app.add_typer(table_commands.research, name="research")
+app.add_typer(bandit_commands.app, name="bandit")
 
 
 def main() -> None:

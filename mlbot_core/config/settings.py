@@ -24,6 +24,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from mlbot_core.config.bandit import BanditConfig
 from mlbot_core.config.base import Frozen, TimeframeField, read_yaml
 from mlbot_core.config.execution import ExecutionConfig
 from mlbot_core.config.models import ModelsConfig
@@ -130,6 +131,7 @@ class Settings(Frozen):
     fees: FeesConfig
     risk: RiskConfig
     execution: ExecutionConfig
+    bandit: BanditConfig = BanditConfig()
 
     @property
     def decision_market(self) -> Market:
@@ -184,6 +186,7 @@ _FILES: Final[Mapping[str, type[Frozen]]] = {
     "fees": FeesConfig,
     "risk": RiskConfig,
     "execution": ExecutionConfig,
+    "bandit": BanditConfig,
 }
 
 

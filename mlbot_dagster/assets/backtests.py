@@ -82,14 +82,13 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, warehouse: WarehouseResource, market_data: MarketData
     ) -> dg.MaterializeResult:
         from mlbot_core.backtest.dataset import compute, write_report
+        from mlbot_core.research.bandit_store import newest_evaluation
 
-        result, model = compute(
-            warehouse.open(market_data.clock),
-            _request(context, market_data),
-            market_data.settings.fees,
-            market_data.settings.risk,
-        )
-        path = write_report(result, model, market_data.settings.reports_dir)
+        store, asked = warehouse.open(market_data.clock), _request(context, market_data)
+        result, model = compute(store, asked, market_data.settings.fees, market_data.settings.risk)
+        sizes = newest_evaluation(store, asked)
+        summary = None if sizes is None else sizes["summary"]
+        path = write_report(result, model, market_data.settings.reports_dir, summary)
         return dg.MaterializeResult(
             metadata={
                 "report": dg.MetadataValue.path(str(path)),

@@ -66,7 +66,6 @@ def test_definitions_are_whole(defs):
         "repair_gaps",
         "back_up",
         "live_bar",
-        "bandit",
     }
 
 
