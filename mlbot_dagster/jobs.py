@@ -49,4 +49,8 @@ def build(settings: Settings) -> list[dg.UnresolvedAssetJobDefinition]:
 
 
 def _job(name: str, selection: dg.AssetSelection, text: str) -> dg.UnresolvedAssetJobDefinition:
-    return dg.define_asset_job(name, selection=selection, description=text, executor_def=dg.in_process_executor)
+    # what dagster.yaml limits, so that live bars do not wait for it
+    tags = {} if name == live.JOB else {"mlbot/batch": "1"}
+    return dg.define_asset_job(
+        name, selection=selection, description=text, executor_def=dg.in_process_executor, tags=tags
+    )
