@@ -1,4 +1,4 @@
-"""Which code made a signal or a decision: one hash for the record, and the files behind it for whoever compares."""
+"""Which code made a signal: one hash for the record, and the files behind it for whoever compares."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Final
 
 from mlbot_core.provenance import PACKAGE_DIR, code_version
 
-ROOMS: Final = ("decision", "features", "live", "market", "models", "targets", "warehouse")
-"""What decides the bits of a feature vector, a forecast and a decision."""
+ROOMS: Final = ("features", "live", "market", "models", "targets", "warehouse")
+"""What decides the bits of a feature vector and of a forecast."""
+_OF_LIVE: Final = ("asking", "chosen", "code", "rows", "signal_store", "signals", "stacking")
+"""Of the live room only these do; the others trade, watch and keep house."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,13 @@ def code_now() -> Code:
     VersionError
         If a file was edited since the process started.
     """
-    code_version(rooms=ROOMS)  # refuses what was edited under a running process
+    paths = [path for room in ROOMS for path in sorted((PACKAGE_DIR / room).rglob("*.py"))]
+    others = [path for path in paths if path.parent == PACKAGE_DIR / "live" and path.stem not in _OF_LIVE]
+    left_out = [path.relative_to(PACKAGE_DIR).as_posix() for path in others]
+    code_version(rooms=ROOMS, without=left_out)  # refuses what was edited under a running process
     files = {
         path.relative_to(PACKAGE_DIR).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for room in ROOMS
-        for path in sorted((PACKAGE_DIR / room).rglob("*.py"))
+        for path in paths
+        if path not in others
     }
     return Code(hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(), files)

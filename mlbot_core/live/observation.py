@@ -19,7 +19,6 @@ An age is counted from the close of the forecast's bar to the close of the decid
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,7 +59,7 @@ class Said:
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a decision keeps of it under ``signal``: the signal's key and digests, None where there is none.
+        """Return what a decision keeps of it as its caller's ``signal``: the key and digests, None where there is none.
 
         The vector itself stays in the table of signals; its hash says which one it was.
         """
@@ -128,8 +127,3 @@ def as_forecast(signal: Signal, ts: int) -> Forecast:
     """Return a signal as the decision function takes it on the bar opened at ``ts``."""
     usable = signal.usable and not signal.late
     return Forecast(signal.edge if usable else math.nan, signal.multiplier, ts - signal.key.ts)
-
-
-def forecast_from_json(values: Mapping[str, Any]) -> Forecast:
-    """Read a forecast whose floats were written by their hexadecimal text."""
-    return Forecast(float.fromhex(values["edge"]), float.fromhex(values["multiplier"]), int(values["age_ms"]))

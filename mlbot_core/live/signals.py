@@ -10,36 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from mlbot_core.clock import format_utc
 from mlbot_core.config import Settings, TargetConfig
 from mlbot_core.config.models import META_MODEL
 from mlbot_core.decision.edges import FULL_SIZE, edge_of
 from mlbot_core.errors import MissingDataError, UsageError
-from mlbot_core.features.dataset import table_name
 from mlbot_core.features.sets import configured_set
+from mlbot_core.live.asking import ask, served_features, usable_rows
 from mlbot_core.live.chosen import Base, Cast, Refused, Speaker, load_cast, stacked_by
 from mlbot_core.live.code import Code, code_now
 from mlbot_core.live.pull import wanted_series
 from mlbot_core.live.rows import MIN_KNOWN, BarRow, Input, Moment, compute_row, read_bar
 from mlbot_core.live.signal_store import Signal, SignalKey, read_signals, write_signals
 from mlbot_core.live.stacking import Stacked, max_age_of, missing_bases, newest_bar, stack_bar, wait_for
-from mlbot_core.models.base import FORECAST, Model
 from mlbot_core.models.loading import Venue
 from mlbot_core.models.registry import open_registry
 from mlbot_core.models.registry_state import Entry
-from mlbot_core.timeframe import Market, Month
+from mlbot_core.timeframe import Market
 from mlbot_core.validation.trials import open_ledger
 from mlbot_core.warehouse import Warehouse
-from mlbot_core.warehouse.windows import exists
-
-_FEATURES: Final = "features|"
 
 
 @dataclass(frozen=True)
@@ -243,67 +237,9 @@ def _row(task: _Task, rows: int) -> BarRow:
 
 
 def _served(task: _Task, entries: Sequence[Entry], row: BarRow) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return, by model version, which features had any value in what the model was trained on."""
-    names = list(row.features.columns)
-    found: dict[str, npt.NDArray[np.bool_]] = {}
-    with task.store.read() as con:
-        for entry in entries:
-            found[entry.version] = _served_in(con, task, entry, names)
-    return found
-
-
-def _served_in(
-    con: duckdb.DuckDBPyConnection, task: _Task, entry: Entry, names: Sequence[str]
-) -> npt.NDArray[np.bool_]:
-    prefix = f"{_FEATURES}{task.market}|"
-    months = sorted(
-        Month.parse(key.removeprefix(prefix))
-        for key in entry.registration.inputs.get("partitions", {})
-        if key.startswith(prefix)
+    return served_features(
+        task.store, task.settings, task.source, task.market, entries, [str(name) for name in row.features.columns]
     )
-    everything = np.ones(len(names), dtype=np.bool_)
-    table = table_name(configured_set(task.settings.models.features))
-    if not months or not exists(con, table):
-        return everything
-    row = con.execute(
-        f"SELECT {', '.join(f'count({name}) > 0' for name in names)} FROM {table} "
-        "WHERE source = ? AND symbol = ? AND timeframe = ? AND ts >= ? AND ts < ?",
-        [task.source, task.market.symbol, str(task.market.timeframe), months[0].start_ms, months[-1].end_ms],
-    ).fetchone()
-    served = np.array(row, dtype=np.bool_)
-    # features that were deleted since then say nothing about what the model was trained on
-    return served if served.any() else everything
-
-
-def usable_rows(
-    matrix: npt.NDArray[np.float64], served: npt.NDArray[np.bool_], late: npt.NDArray[np.bool_], *, keep_late: bool
-) -> tuple[npt.NDArray[np.bool_], float]:
-    """Return which rows a forecast may be made of, and the share of served features that the last one knows.
-
-    Parameters
-    ----------
-    matrix
-        float64[rows, features].
-    served
-        bool[features]: which count.
-    late
-        bool[rows]: rows with a value that was not known at their decision.
-    keep_late
-        Whether such rows are taken all the same, as for a late signal.
-    """
-    known = np.isfinite(matrix[:, served]).mean(axis=1)
-    usable = (known >= MIN_KNOWN) & (keep_late | ~late)
-    return np.asarray(usable, dtype=np.bool_), float(known[-1])
-
-
-def ask(
-    model: Model, vector: npt.NDArray[np.float64], names: Sequence[str], index: pd.Index, blank: npt.NDArray[np.bool_]
-) -> dict[str, float]:
-    """Return what a model says of the last row of a vector; the rows of ``blank`` are given to it as unknown."""
-    given = np.where(blank[:, None], np.nan, vector)
-    X = pd.DataFrame(given, columns=list(names), index=index)
-    said = model.predict(X, np.array([len(X) - 1], dtype=np.int64)).iloc[0]
-    return {name: float(said[name]) for name in FORECAST}
 
 
 def _signal(task: _Task, speaker: Speaker, row: BarRow, served: npt.NDArray[np.bool_]) -> Signal:

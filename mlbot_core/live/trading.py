@@ -23,6 +23,7 @@ from mlbot_core.execution.sending import ExecutionRules
 from mlbot_core.execution.trader import CycleReport, Decided, Status, Trader
 from mlbot_core.execution.venues import OpenedVenue, open_broker
 from mlbot_core.live.chosen import load_cast
+from mlbot_core.live.failures import note_good_run
 from mlbot_core.live.observation import Said, forecast_to_decide, said_of
 from mlbot_core.live.signals import Forecasted, forecast_newest
 from mlbot_core.models.registry import open_registry
@@ -188,6 +189,8 @@ def decide_and_trade(
         return BarDone(market, bar, None, None, f"{settings.decision_market} is the decision clock; {market} forecasts")
     said = _said(store, settings, source, market, bar, forecasted, run_id)
     with open_desk(settings, clock, environ) as desk:
+        # the forecast is there: what an earlier run raised because it had none is over
+        note_good_run(desk.ledger, desk.venue.contract)
         until = market.timeframe.close_of(bar) + round(settings.execution.orders.valid_share * market.timeframe.ms)
         traded = trade_bar(desk, said, until, bar_volume=bar_volume(store, source, market, bar))
     return BarDone(market, bar, said, traded, traded.decided.reason)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +15,28 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from mlbot_core.clock import FixedClock, parse_utc_ms
 from mlbot_core.config import Settings, load_settings
+from mlbot_core.config.execution import OrdersConfig
+from mlbot_core.config.secrets import KeyPair
+from mlbot_core.decision.costs import Costs
+from mlbot_core.emulator import SyntheticMarket
+from mlbot_core.emulator.bybit_api import BybitOptions
+from mlbot_core.emulator.bybit_market import BybitMarket
+from mlbot_core.emulator.bybit_public import PublicMarket
+from mlbot_core.emulator.exchange import ApiKey, Exchange, ExchangeOptions
+from mlbot_core.emulator.exchange.adapter import InProcess
 from mlbot_core.errors import SourceError
+from mlbot_core.execution.broker import Venue
+from mlbot_core.execution.bybit import BybitBroker
+from mlbot_core.execution.ledger import ExecutionLedger
+from mlbot_core.execution.safety import Lease, Permit, SafetyFiles
+from mlbot_core.execution.sending import ExecutionRules
+from mlbot_core.execution.trader import Trader
 from mlbot_core.features.dataset import DatasetRequest, materialize_features
+from mlbot_core.live.observation import forecast_to_decide
 from mlbot_core.market import CORE_SERIES
 from mlbot_core.models.meta_training import base_timeframes, train_meta
 from mlbot_core.models.registration import register_trained
@@ -25,7 +44,7 @@ from mlbot_core.models.training import train
 from mlbot_core.models.training_data import TrainRequest
 from mlbot_core.sources import open_source
 from mlbot_core.targets.dataset import materialize_targets
-from mlbot_core.timeframe import Market, Month
+from mlbot_core.timeframe import HOUR_MS, Market, Month
 from mlbot_core.warehouse import Warehouse
 from mlbot_core.warehouse.ingest import IngestRequest, ingest
 
@@ -35,6 +54,9 @@ TWO, FOUR = Market.parse("BTC-2h"), Market.parse("BTC-4h")
 MONTHS = tuple(Month.span(Month(2024, 1).start_ms, Month(2024, 9).end_ms))
 NOW = parse_utc_ms("2024-09-20T00:00:02Z")
 """The moment of training: the decision time of bars that closed at midnight."""
+FIRST = parse_utc_ms("2024-09-20T00:00:00Z")
+"""The first bar that is lived through."""
+ACCOUNT = "emulator:100001"
 
 
 @dataclass
@@ -196,6 +218,57 @@ def home(trained: Home, tmp_path: Path) -> Iterator[Home]:
         for market in (TWO, FOUR):
             copy.pull(market)
         yield copy
+
+
+class Desk:
+    """A home that trades: the emulator's exchange on the market that its data come from."""
+
+    def __init__(self, home: Home, exchange: Exchange, broker: BybitBroker) -> None:
+        self.home, self.exchange, self.broker = home, exchange, broker
+        self.ledger = ExecutionLedger(home.settings.home, home.clock, ACCOUNT)
+        # so small that a model of twenty trees trades
+        self.costs = Costs(0.00001, 0.00001, 0.00001)
+
+    @property
+    def trader(self) -> Trader:
+        """A new one each time: nothing is remembered outside of the book."""
+        settings, clock = self.home.settings, self.home.clock
+        lease = Lease(10.0, clock)
+        permit = Permit(SafetyFiles(settings.live_dir, ACCOUNT, clock), lease)
+        rules = ExecutionRules("mlbot", OrdersConfig(participation=None), settings.risk, Decimal("0.1"))
+        return Trader(
+            self.ledger, self.broker, clock, permit, rules, settings.execution.timeframe, self.costs, "BTCUSDT",
+            renew=lease.renew,
+        )  # fmt: skip
+
+    def bar(self, n: int, change: Callable[[Any], None] | None = None) -> Any:
+        """One bar as a live run does it; return what the trader made of it."""
+        home = self.home
+        ts = FIRST + n * 2 * HOUR_MS
+        home.clock.set_ms(max(home.clock.now_ms(), ts + 2 * HOUR_MS + 2_000))
+        if n % 2:
+            home.pull(FOUR)
+            home.forecast(FOUR, wait_s=0.0)
+        home.pull(TWO, ts, change)
+        told = home.forecast(TWO, ts, wait_s=0.0)
+        said = forecast_to_decide(home.store, home.settings, told)
+        done = self.trader.decide(ts, said.forecast, {"signal": said.as_json()})
+        self.trader.finish(home.clock.now_ms() + 60_000)
+        return done
+
+
+@pytest.fixture
+def desk(home: Home) -> Iterator[Desk]:
+    emulator = home.settings.intervals.emulator
+    market = BybitMarket(SyntheticMarket(emulator.seed, emulator.start_ms, emulator.mode))
+    public = PublicMarket({"BTCUSDT": market}, BybitOptions())
+    options = ExchangeOptions(keys=(ApiKey("key", "secret", parent_uid=1),))
+    with ExitStack() as stack:
+        exchange = Exchange.synthetic({"BTCUSDT": market}, home.clock, options=options, public=public)
+        keys = KeyPair(key=SecretStr("key"), secret=SecretStr("secret"))
+        broker = BybitBroker(Venue.EMULATOR, keys, home.clock, adapter=InProcess(exchange))
+        stack.callback(broker.close)
+        yield Desk(home, exchange, broker)
 
 
 @pytest.fixture(scope="session")

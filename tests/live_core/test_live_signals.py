@@ -14,7 +14,8 @@ from mlbot_core.config import load_settings
 from mlbot_core.errors import MissingDataError, WarehouseError
 from mlbot_core.features.sets import configured_set
 from mlbot_core.live.observation import NO_AGE, forecast_to_decide, said_of
-from mlbot_core.live.rows import MIN_KNOWN
+from mlbot_core.live.pull import wanted_series
+from mlbot_core.live.rows import MIN_KNOWN, Moment, compute_row, read_bar
 from mlbot_core.live.signal_store import TABLE, SignalKey, read_signal, read_signals
 from mlbot_core.models import training_data
 from mlbot_core.models.base import load_model
@@ -67,6 +68,7 @@ def test_live_forecasts_are_those_of_the_batch(home, tools):
     assert len(features.names) == found[0].of("lightgbm").vector.shape[1]
 
 
+@pytest.mark.slow
 def test_the_meta_model_is_asked_with_the_forecasts_as_of_their_close(home, tools):
     first, second, third = live_until(home, tools, 3)
     meta = second.of("meta")
@@ -87,6 +89,7 @@ def test_the_meta_model_is_asked_with_the_forecasts_as_of_their_close(home, tool
     assert older.value == columns["4h_lightgbm_score"]
 
 
+@pytest.mark.slow
 def test_a_coincident_forecast_is_waited_for_a_bounded_time_then_the_last_one_counts_with_its_age(home, tools):
     live_until(home, tools, 3)
     home.at("2024-09-20T08:00:02Z")
@@ -103,7 +106,9 @@ def test_a_coincident_forecast_is_waited_for_a_bounded_time_then_the_last_one_co
     assert meta.usable
 
 
+@pytest.mark.slow
 def test_it_can_make_the_others_itself(home, tools):
+    live_until(home, tools, 1)
     home.at("2024-09-20T04:00:02Z")
     home.pull(tools.TWO)
     home.pull(tools.FOUR)
@@ -156,6 +161,7 @@ def test_a_row_that_was_changed_in_the_store_is_refused(home):
         read_signal(home.store, told.of("meta").key)
 
 
+@pytest.mark.slow
 def test_a_series_that_is_late_leaves_the_bar_without_a_forecast_as_in_a_backtest(home, tools):
     home.at("2024-09-20T02:00:02Z")
 
@@ -183,6 +189,7 @@ def test_a_series_that_is_late_leaves_the_bar_without_a_forecast_as_in_a_backtes
     assert dict(rows)[BAR] is True
 
 
+@pytest.mark.slow
 def test_after_downtime_old_bars_give_late_signals_that_decide_nothing(home, tools):
     home.at("2024-09-20T11:00:00Z")
     home.pull(tools.TWO)
@@ -214,6 +221,7 @@ def test_a_bar_that_is_not_stored_is_missing_and_the_last_forecast_stands_in_wit
     assert nobody.as_json()["key"] is None
 
 
+@pytest.mark.slow
 def test_a_restated_bar_changes_later_bars_only(home, tools):
     home.at("2024-09-20T02:00:02Z")
     home.pull()
@@ -259,3 +267,23 @@ def test_a_signal_survives_the_store_bit_for_bit(home, tools):
 
 def test_the_share_of_known_features_is_the_rule_of_the_training_data():
     assert MIN_KNOWN == training_data._MIN_FINITE
+
+
+@pytest.mark.slow
+def test_context_rows_are_the_rows_of_their_own_bars(home, tools):
+    features = configured_set(home.settings.models.features)
+    names = wanted_series(home.store, tools.SOURCE, home.settings, tools.TWO)
+    now = home.clock.now_ms()
+
+    def rows_of(ts, count):
+        moment = Moment(tools.SOURCE, tools.TWO, ts, 2_000, now)
+        with home.store.read() as con:
+            return compute_row(read_bar(con, moment, features, names, count), moment, features, count)
+
+    newest = BAR - 2 * HOUR_MS
+    several = rows_of(newest, 4)
+    assert several.features.index.tolist() == [newest - n * 2 * HOUR_MS for n in (3, 2, 1, 0)]
+    assert not several.late_rows.any()
+    for ts in several.features.index[1:]:
+        alone = rows_of(int(ts), 1)
+        np.testing.assert_array_equal(alone.features.to_numpy()[0], several.features.loc[ts].to_numpy())
