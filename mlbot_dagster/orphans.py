@@ -1,8 +1,8 @@
 """Runs of the command line whose process was killed.
 
-Such a run would count as running for ever: it fills a place in the queue of ``mlbot up`` (``dagster.yaml`` limits them), and
-two of them stop every later run from the UI. So each launching process holds a lock that the kernel drops when it
-dies, its runs carry the name of that lock, and whoever finds the lock free ends them.
+Such a run would count as running for ever: it fills a place in the queue of ``mlbot up`` (``dagster.yaml`` limits
+them), and a few of them stop every later run from the UI. So each launching process holds a lock that the kernel drops
+when it dies, its runs carry the name of that lock, and whoever finds the lock free ends them.
 """
 
 import fcntl
