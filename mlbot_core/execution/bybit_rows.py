@@ -220,6 +220,7 @@ def read_execution(row: Row) -> Execution:
         closed_qty=optional(row, "closedSize") or ZERO,
         exec_ms=whole(row, "execTime"),
         seq=whole(row, "seq", -1),
+        stop_type=_unless_unknown(row, "stopOrderType"),
     )
 
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from mlbot_core.clock import Clock
 from mlbot_core.errors import UsageError
-from mlbot_core.execution.ledger_risk import RiskLedger
+from mlbot_core.execution.ledger_book import BookLedger
 from mlbot_core.execution.ledger_rows import Row
 from mlbot_core.execution.ledger_schema import TABLES
 
 
-class ExecutionLedger(RiskLedger):
+class ExecutionLedger(BookLedger):
     """The whole book of one account; parameters as of :class:`mlbot_core.execution.ledger_store.LedgerStore`."""
 
     def rows(self, table: str, after: int = 0, limit: int = 10_000) -> list[Row]:

@@ -59,18 +59,8 @@ class FactsLedger(IntentsLedger):
 
     def record_executions(self, executions: Iterable[Execution], source: str = "rest") -> int:
         """As :meth:`record_execution` for many in one transaction; return how many were new."""
-        new = 0
         with self._writing() as connection:
-            for execution in executions:
-                row = to_row(execution)
-                row["exchange_seq"] = row.pop("seq")
-                if not self._add(connection, FILLS, {**row, "source": source}, "exec_id", "execution"):
-                    continue
-                new += 1
-                if execution.order_link_id:
-                    self._fits(connection, execution.order_link_id, execution.symbol, execution.side)
-                    self._settle(connection, execution.order_link_id)
-        return new
+            return self._record(connection, executions, source)
 
     def record_wallet_event(self, event: WalletEvent) -> bool:
         """Write down a row of the transaction log; return whether it was new.
@@ -121,6 +111,19 @@ class FactsLedger(IntentsLedger):
     def wallet_from_events(self) -> dict[str, WalletView]:
         """Return every coin's wallet as its log makes it."""
         return fold_wallet(self.wallet_events())
+
+    def _record(self, connection: Connection, executions: Iterable[Execution], source: str) -> int:
+        new = 0
+        for execution in executions:
+            row = to_row(execution)
+            row["exchange_seq"] = row.pop("seq")
+            if not self._add(connection, FILLS, {**row, "source": source}, "exec_id", "execution"):
+                continue
+            new += 1
+            if execution.order_link_id:
+                self._fits(connection, execution.order_link_id, execution.symbol, execution.side)
+                self._settle(connection, execution.order_link_id)
+        return new
 
     def _observe(self, connection: Connection, snapshot: OrderSnapshot, source: str) -> bool:
         row = to_row(snapshot)

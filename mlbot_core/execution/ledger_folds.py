@@ -40,7 +40,8 @@ class AttemptEvent(StrEnum):
     """What happened to an attempt besides what its order tells.
 
     ``SENT`` is written before each send. ``ABSENT`` says that none of realtime, history and executions knew the id
-    after every send had grown too old to be accepted.
+    after every send had grown too old to be accepted; ``FORGOTTEN`` that the exchange had shown the order, a day ago or
+    longer, and lists it nowhere any more.
     """
 
     SENT = "sent"
@@ -48,6 +49,7 @@ class AttemptEvent(StrEnum):
     REFUSED = "refused"
     AMBIGUOUS = "ambiguous"
     ABSENT = "absent"
+    FORGOTTEN = "forgotten"
 
 
 class IntentStatus(StrEnum):
@@ -64,7 +66,7 @@ class IntentStatus(StrEnum):
 
 class Closing(StrEnum):
     """Why nothing more is traded for an intent. ``FILLED`` and ``FLAT`` (the position was confirmed to be none) are
-    completions."""
+    completions; ``CAPPED``: what is left is less than an order, or does not fit below the cap."""
 
     FILLED = "filled"
     FLAT = "flat"
@@ -72,6 +74,7 @@ class Closing(StrEnum):
     SUPERSEDED = "superseded"
     REFUSED = "refused"
     HALTED = "halted"
+    CAPPED = "capped"
 
     @property
     def complete(self) -> bool:
@@ -89,8 +92,8 @@ class AttemptState:
         How often it was sent and definitely refused.
     answered
         Whether the exchange said that it took it.
-    absent
-        Whether it was looked for everywhere, in time, and not found.
+    absent, forgotten
+        Whether it was looked for everywhere, in time, and not found; whether it was seen once and is listed no more.
     order
         The newest that the exchange told of it.
     filled_qty
@@ -107,12 +110,13 @@ class AttemptState:
     absent: bool
     order: OrderSnapshot | None
     filled_qty: Decimal
+    forgotten: bool = False
 
     @property
     def proven(self) -> bool:
         """Whether it is certain that nothing more comes of it."""
         if self.order is not None:
-            return self.order.terminal
+            return self.order.terminal or self.forgotten
         return self.sends == self.refusals and not self.filled_qty
 
     @property
@@ -276,6 +280,7 @@ def fold_attempt(
         AttemptEvent.ABSENT in told[last_send + 1 :],
         order,
         max(traded, ZERO if order is None else order.filled_qty),
+        AttemptEvent.FORGOTTEN in told[last_send + 1 :],
     )
 
 

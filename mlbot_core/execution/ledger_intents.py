@@ -42,26 +42,7 @@ class IntentsLedger(StatesLedger):
             If an intent is not of this decision.
         """
         with self._writing() as connection:
-            newest = self._newest_decision(connection, decision.symbol, decision.trigger)
-            if newest is not None and newest["ts"] >= decision.ts:
-                raise DecisionExistsError(
-                    f"{self.account} {decision.symbol}: decision {newest['decision_id']} on {format_utc(newest['ts'])} "
-                    f"was made at {format_utc(newest['decided_ms'])}; {decision.decision_id} on "
-                    f"{format_utc(decision.ts)} is not made: nothing to do"
-                )
-            row = {
-                "decision_id": decision.decision_id,
-                "strategy": decision.strategy,
-                "symbol": decision.symbol,
-                "trigger": decision.trigger,
-                "timeframe": decision.timeframe,
-                "ts": decision.ts,
-                "decided_ms": decision.decided_ms,
-                "target": spell(decision.target),
-                "details": canonical(dict(decision.details)),
-            }
-            self._insert(connection, DECISIONS, row)
-            self._plan(connection, intents, decision.decision_id)
+            self._decide(connection, decision, intents)
 
     def plan_intent(self, intent: Intent) -> bool:
         """Write down an intent of a recorded decision; return whether it was new.
@@ -190,6 +171,28 @@ class IntentsLedger(StatesLedger):
                 raise AttemptError(f"intent {intent_id} is an entry; only a close is complete by being flat")
             self._close(connection, intent_id, closing, detail)
             return closing
+
+    def _decide(self, connection: Connection, decision: DecisionRecord, intents: Sequence[Intent]) -> None:
+        newest = self._newest_decision(connection, decision.symbol, decision.trigger)
+        if newest is not None and newest["ts"] >= decision.ts:
+            raise DecisionExistsError(
+                f"{self.account} {decision.symbol}: decision {newest['decision_id']} on {format_utc(newest['ts'])} "
+                f"was made at {format_utc(newest['decided_ms'])}; {decision.decision_id} on "
+                f"{format_utc(decision.ts)} is not made: nothing to do"
+            )
+        row = {
+            "decision_id": decision.decision_id,
+            "strategy": decision.strategy,
+            "symbol": decision.symbol,
+            "trigger": decision.trigger,
+            "timeframe": decision.timeframe,
+            "ts": decision.ts,
+            "decided_ms": decision.decided_ms,
+            "target": spell(decision.target),
+            "details": canonical(dict(decision.details)),
+        }
+        self._insert(connection, DECISIONS, row)
+        self._plan(connection, intents, decision.decision_id)
 
     def _plan(self, connection: Connection, intents: Iterable[Intent], decision_id: str | None) -> int:
         new = 0

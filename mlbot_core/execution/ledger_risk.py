@@ -33,13 +33,17 @@ class AlertLevel(StrEnum):
 
 @dataclass(frozen=True)
 class StoredRiskState:
-    """A risk state, its number (rising from 1), who wrote it, why and when (UTC ms)."""
+    """A risk state, its number (rising from 1), who wrote it, why and when (UTC ms).
+
+    ``flow_seq`` is the number of the newest wallet event whose deposit or withdrawal the state contains.
+    """
 
     state: RiskState
     version: int
     actor: str
     reason: str
     recorded_ms: int
+    flow_seq: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,10 +154,19 @@ class RiskLedger(FactsLedger):
         if row is None:
             return None
         state = state_from_json(json.loads(row["state"]))
-        return StoredRiskState(state, int(row["version"]), row["actor"], row["reason"], int(row["recorded_ms"]))
+        return StoredRiskState(
+            state, int(row["version"]), row["actor"], row["reason"], int(row["recorded_ms"]), int(row["flow_seq"])
+        )
 
     def _save_risk(
-        self, connection: Connection, symbol: str, state: RiskState, after: int, actor: str, reason: str
+        self,
+        connection: Connection,
+        symbol: str,
+        state: RiskState,
+        after: int,
+        actor: str,
+        reason: str,
+        flow_seq: int | None = None,
     ) -> StoredRiskState:
         newest = self._risk(connection, symbol)
         version = 0 if newest is None else newest.version
@@ -163,13 +176,15 @@ class RiskLedger(FactsLedger):
                 f"{self.account} {symbol}: {actor} writes a risk state that follows number {after}, but the newest is "
                 f"number {version}{by}; read it again and decide anew"
             )
+        contained = (0 if newest is None else newest.flow_seq) if flow_seq is None else flow_seq
         row = {
             "symbol": symbol,
             "version": version + 1,
             "state": canonical(state_to_json(state)),
             "causes": state.causes,
+            "flow_seq": contained,
             "actor": actor,
             "reason": reason,
         }
         self._insert(connection, RISK_STATES, row)
-        return StoredRiskState(state, version + 1, actor, reason, self._clock.now_ms())
+        return StoredRiskState(state, version + 1, actor, reason, self._clock.now_ms(), contained)

@@ -134,6 +134,7 @@ FILLS: Final = _table(
     _text("closed_qty"),
     _ms("exec_ms"),
     sa.Column("exchange_seq", sa.BigInteger, nullable=False),
+    _text("stop_type", _WORD),
     _text("source", _WORD),
     sa.UniqueConstraint("account", "exec_id"),
     sa.Index("ix_execution_fills_link", "account", "order_link_id"),
@@ -162,9 +163,30 @@ RISK_STATES: Final = _table(
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("causes", sa.Integer, nullable=False),
+    # number of the newest wallet event whose deposit or withdrawal the state contains
+    sa.Column("flow_seq", sa.BigInteger, nullable=False),
     _text("actor", _ID),
     sa.Column("reason", sa.Text, nullable=False),
     sa.UniqueConstraint("account", "symbol", "version"),
+)
+
+OPENINGS: Final = _table(
+    "openings",
+    _text("symbol", _WORD),
+    _ms("at_ms"),
+    _text("balance"),
+    # what came before belongs to somebody else
+    sa.Column("fill_seq", sa.BigInteger, nullable=False),
+    sa.Column("wallet_seq", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("account", "symbol"),
+)
+
+FLAGS: Final = _table(
+    "flags",
+    _text("symbol", _WORD),
+    _text("owner", _WORD),
+    sa.Column("causes", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
 )
 
 ALERTS: Final = _table(
@@ -192,6 +214,8 @@ TABLES: Final = {
     "fills": FILLS,
     "wallet_events": WALLET_EVENTS,
     "risk_states": RISK_STATES,
+    "openings": OPENINGS,
+    "flags": FLAGS,
     "alerts": ALERTS,
     "alert_deliveries": DELIVERIES,
 }

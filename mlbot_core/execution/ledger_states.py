@@ -123,31 +123,33 @@ class StatesLedger(LedgerStore):
         return found[0]
 
     def _find(self, connection: Connection, *conditions: Any) -> list[IntentState]:
+        planned = self._select(connection, INTENTS, *conditions)
+        if not planned:
+            return []
+        ids = [row["intent_id"] for row in planned]
+        closed = {row["intent_id"]: row for row in self._select(connection, CLOSINGS, CLOSINGS.c.intent_id.in_(ids))}
+        sent = _grouped(self._select(connection, ATTEMPTS, ATTEMPTS.c.intent_id.in_(ids)), "intent_id")
+        links = [row["order_link_id"] for rows in sent.values() for row in rows]
+        told = [
+            _grouped(self._select(connection, table, table.c.order_link_id.in_(links)), "order_link_id")
+            if links
+            else {}
+            for table in (ATTEMPT_EVENTS, ORDERS, FILLS)
+        ]
         states = []
-        for row in self._select(connection, INTENTS, *conditions):
-            intent = intent_from_row(self.account, row)
-            sent = self._select(connection, ATTEMPTS, ATTEMPTS.c.intent_id == intent.intent_id)
-            closed = self._select(connection, CLOSINGS, CLOSINGS.c.intent_id == intent.intent_id)
-            attempts = tuple(
-                self._fold(connection, one) for one in sorted(sent, key=lambda attempt: int(attempt["attempt"]))
+        for row in planned:
+            attempts = sorted(sent.get(row["intent_id"], []), key=lambda attempt: int(attempt["attempt"]))
+            closing = closed.get(row["intent_id"])
+            states.append(
+                IntentState(
+                    intent_from_row(self.account, row),
+                    tuple(
+                        _folded(attempt, *(of.get(attempt["order_link_id"], []) for of in told)) for attempt in attempts
+                    ),
+                    None if closing is None else Closing(closing["reason"]),
+                )
             )
-            states.append(IntentState(intent, attempts, Closing(closed[0]["reason"]) if closed else None))
         return states
-
-    def _fold(self, connection: Connection, row: Row) -> AttemptState:
-        link = row["order_link_id"]
-        events = self._select(connection, ATTEMPT_EVENTS, ATTEMPT_EVENTS.c.order_link_id == link)
-        orders = self._select(connection, ORDERS, ORDERS.c.order_link_id == link)
-        fills = self._select(connection, FILLS, FILLS.c.order_link_id == link)
-        return fold_attempt(
-            link,
-            int(row["attempt"]),
-            from_row(OrderRequest, json.loads(row["request"])),
-            int(row["recorded_ms"]),
-            [AttemptEvent(event["kind"]) for event in events],
-            [from_row(OrderSnapshot, order) for order in orders],
-            [execution_of(fill) for fill in fills],
-        )
 
     def _newest_decision(self, connection: Connection, symbol: str, trigger: str) -> Row | None:
         query = (
@@ -164,4 +166,23 @@ def _decision(row: Row) -> DecisionRecord:
     names = ("decision_id", "strategy", "symbol", "trigger", "timeframe", "ts", "decided_ms")
     return DecisionRecord(
         **{name: row[name] for name in names}, target=Decimal(row["target"]), details=json.loads(row["details"])
+    )
+
+
+def _grouped(rows: list[Row], name: str) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[name], []).append(row)
+    return groups
+
+
+def _folded(row: Row, events: list[Row], orders: list[Row], fills: list[Row]) -> AttemptState:
+    return fold_attempt(
+        row["order_link_id"],
+        int(row["attempt"]),
+        from_row(OrderRequest, json.loads(row["request"])),
+        int(row["recorded_ms"]),
+        [AttemptEvent(event["kind"]) for event in events],
+        [from_row(OrderSnapshot, order) for order in orders],
+        [execution_of(fill) for fill in fills],
     )

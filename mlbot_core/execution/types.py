@@ -307,6 +307,8 @@ class Execution:
         The exchange's clock.
     seq
         The exchange's sequence, orders rows of one millisecond; -1 unknown.
+    stop_type
+        The exchange's word for the stop that traded (``StopLoss`` ...); empty for every other order.
     """
 
     exec_id: str
@@ -324,6 +326,7 @@ class Execution:
     closed_qty: Decimal
     exec_ms: int
     seq: int = -1
+    stop_type: str = ""
 
 
 @dataclass(frozen=True)
