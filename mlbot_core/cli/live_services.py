@@ -14,7 +14,8 @@ import yaml
 from mlbot_core.cli.supervisor import Service
 from mlbot_core.clock import format_utc
 from mlbot_core.config import Settings
-from mlbot_core.execution.venues import RUNNING_FILE, emulator_folder, paper_command
+from mlbot_core.emulator.exchange.auth import EMULATOR_UID
+from mlbot_core.execution.venues import RUNNING_FILE, emulator_folder, paper_command, running_emulator_uid
 
 # where it is set, the sensors that trade are on from the start; nothing else turns them on by itself
 LIVE_VARIABLE = "MLBOT_LIVE"
@@ -45,7 +46,7 @@ def live_set(settings: Settings, host: str, port: int, *, warm: bool) -> LiveSet
         command = [python, "-m", "mlbot_core.emulator", "--port", str(at), "--seed", str(market.seed)]
         command += ["--start", format_utc(market.start_ms)[:10], "--mode", market.mode, "--plan", market.plan]
         services.append(Service("emulator", tuple(command), ready=("127.0.0.1", at)))
-        _announce(settings, environment["MLBOT_EMULATOR_URL"])
+        environment["MLBOT_EMULATOR_UID"] = str(_announce(settings, environment["MLBOT_EMULATOR_URL"]))
     if venue == "paper":
         services.append(Service("paper", tuple(paper_command(settings))))
     code_port = free_port()
@@ -70,11 +71,18 @@ def live_set(settings: Settings, host: str, port: int, *, warm: bool) -> LiveSet
     return LiveSet(tuple(services), environment)
 
 
-def _announce(settings: Settings, url: str) -> None:
-    """Write down where the emulator will be, for `mlbot halt` and `mlbot status` in another terminal."""
+def _announce(settings: Settings, url: str) -> int:
+    """Write down where the emulator will be, for `mlbot halt` in another terminal, and return its account.
+
+    An emulator forgets everything when it ends. Each start trades an account of its own, with a book of its own: in the
+    book of the one before, the new history would contradict the old.
+    """
+    before = running_emulator_uid(settings)
+    uid = EMULATOR_UID if before is None else before + 1
     path = emulator_folder(settings) / RUNNING_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"url": url}), encoding="utf-8")
+    path.write_text(json.dumps({"url": url, "uid": uid}), encoding="utf-8")
+    return uid
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ from mlbot_core.execution.marking import limits_from_risk, warm_up
 from mlbot_core.execution.risk_watch import NAME, RiskWatch
 from mlbot_core.execution.safety import Lease, Permit, SafetyFiles, boot_seconds, folder_of
 from mlbot_core.execution.sending import ExecutionRules
-from mlbot_core.execution.venues import OpenedVenue, open_broker
+from mlbot_core.execution.venues import OpenedVenue, open_broker, running_emulator_uid
 from mlbot_core.execution.watch_process import Teller, stop_on_signals, wait
 
 # A locked book must not keep the watch from looking.
@@ -106,11 +106,13 @@ def watch_timeouts(watch: WatchConfig) -> tuple[float, float]:
 
 
 def known_accounts(settings: Settings) -> list[str]:
-    """Return the accounts of the configured venue that have a folder of safety files."""
+    """Return the accounts of the configured venue that have safety files; of emulators only the newest one's."""
+    running = running_emulator_uid(settings) if settings.execution.venue == "emulator" else None
     form = re.compile(rf"({re.escape(settings.execution.venue)})_([0-9A-Za-z.-]+)")
     folders = settings.live_dir.iterdir() if settings.live_dir.is_dir() else ()
     found = (form.fullmatch(folder.name) for folder in folders if folder.is_dir())
-    return sorted(f"{match[1]}:{match[2]}" for match in found if match is not None)
+    accounts = sorted(f"{match[1]}:{match[2]}" for match in found if match is not None)
+    return [account for account in accounts if running is None or account == f"emulator:{running}"]
 
 
 def _open(

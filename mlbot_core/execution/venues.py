@@ -281,6 +281,14 @@ def emulator_folder(settings: Settings) -> Path:
     return settings.live_dir / "emulator"
 
 
+def running_emulator_uid(settings: Settings) -> int | None:
+    """Return the account of the emulator that was started last; None where none was started for this home."""
+    try:
+        return int(json.loads((emulator_folder(settings) / RUNNING_FILE).read_text(encoding="utf-8"))["uid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def paper_folder(settings: Settings) -> Path:
     """Return where the paper exchange keeps its account."""
     return settings.live_dir / "paper"

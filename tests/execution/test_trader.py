@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mlbot_core.decision.state import DATA_STALE, Forecast, initial_state
 from mlbot_core.emulator.exchange import TradeFault
 from mlbot_core.emulator.exchange.trade_faults import TradeFaultSchedule, random_schedule
+from mlbot_core.errors import UsageError
 from mlbot_core.execution import evidence
 from mlbot_core.execution.ledger import ExecutionLedger
 from mlbot_core.execution.ledger_states import BAR
@@ -36,6 +37,17 @@ def test_one_bar_leads_to_the_target_with_a_stop(desk: Any) -> None:
     assert evidence.replays(record.details)
     assert record.details["caller"] == {"model": "made"}
     assert desk.codes() == []
+
+
+def test_a_decision_without_what_it_rested_on_is_not_replayed(desk: Any) -> None:
+    desk.decide(NAN)
+    details = dict(desk.ledger.newest_decision(desk.symbol).details)
+    assert evidence.replays(details)
+    changed = {**details["after"], "peak_nav": (1.0).hex()}
+    assert not evidence.replays({**details, "after": changed})
+    del details["observation"]
+    with pytest.raises(UsageError, match="observation"):
+        evidence.read(details)
 
 
 def test_a_reversal_closes_first_and_a_flat_forecast_ends_it(desk: Any) -> None:
@@ -168,6 +180,7 @@ def test_a_daily_loss_closes_everything_until_the_next_day(desk: Any) -> None:
             break
     assert (report.level, report.position) == ("FLAT_TODAY", Decimal(0))
     assert made.status == "decided"
+    assert desk.codes().count("risk_daily_loss") == 1
     blocked = desk.decide(0.01)
     assert (blocked.cycle.level, desk.held()) == ("FLAT_TODAY", Decimal(0))
     desk.clock.set_ms(desk.clock.now_ms() // 86_400_000 * 86_400_000 + 86_400_000 + 10_000)
@@ -183,6 +196,7 @@ def test_the_kill_switch_closes_and_nothing_opens_until_it_is_rearmed(desk: Any)
     assert desk.decide(0.01).cycle.level == "HALTED"
     assert desk.held() == 0
     desk.files.clear_halt("a person", "over")
+    assert desk.codes() == ["risk_kill"]
     # the marker is gone, the state halts on until somebody re-arms it
     assert desk.trader().cycle().level == "HALTED"
     desk.agrees()
@@ -330,7 +344,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("at", [70, 78, 84, 90, 96, 102, 108, 116, 124])
+@pytest.mark.parametrize("at", [70, 84, 96, 108, 124])
 def test_a_process_that_ends_between_steps_is_gone_on_with(desk: Any, at: int) -> None:
     desk.decide(0.01)
     assert _survives(desk, at, "after", lambda: None)
@@ -348,7 +362,7 @@ def test_a_process_that_ends_between_any_two_steps_is_gone_on_with(desk_at: Any,
     assert at > 60
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000), edges=st.lists(st.sampled_from([0.01, -0.01, 0.0, NAN]), min_size=2, max_size=3))
 def test_whatever_fails_the_book_ends_equal_to_the_exchange(desk_at: Any, seed: int, edges: list[float]) -> None:
     _stress(desk_at(), seed, edges)

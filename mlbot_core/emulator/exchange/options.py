@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, Literal
 
-from mlbot_core.emulator.exchange.auth import ApiKey, LimitClock
+from mlbot_core.emulator.exchange.auth import EMULATOR_UID, ApiKey, LimitClock
 from mlbot_core.emulator.exchange.rules import MAKER_FEE, TAKER_FEE
 from mlbot_core.errors import UsageError
 
@@ -26,11 +26,22 @@ def default_keys() -> tuple[ApiKey, ...]:
 
 
 def keys_of(environ: Mapping[str, str]) -> tuple[ApiKey, ...]:
-    """Return :func:`default_keys` with what ``MLBOT_EMULATOR_{TRADE,DEADMAN}_{KEY,SECRET}`` say instead."""
+    """Return :func:`default_keys` with what ``MLBOT_EMULATOR_{TRADE,DEADMAN}_{KEY,SECRET}`` and ``MLBOT_EMULATOR_UID``
+    (the account) say instead.
+
+    Raises
+    ------
+    UsageError
+        If the account is no positive whole number.
+    """
+    uid = environ.get("MLBOT_EMULATOR_UID") or str(EMULATOR_UID)
+    if not uid.isascii() or not uid.isdigit() or int(uid) < 1:
+        raise UsageError(f"MLBOT_EMULATOR_UID={uid!r} is no account; give a positive whole number")
     return tuple(
         ApiKey(
             environ.get(f"MLBOT_EMULATOR_{role}_KEY") or default.key,
             environ.get(f"MLBOT_EMULATOR_{role}_SECRET") or default.secret,
+            uid=int(uid),
         )
         for role, default in zip(("TRADE", "DEADMAN"), default_keys(), strict=True)
     )
