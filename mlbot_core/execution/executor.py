@@ -289,6 +289,10 @@ class Executor:
         if state.intent.reduce_only:
             fits = fits and fresh.position.size * state.intent.side.sign < 0
         else:
+            if fresh.position.size != self._ledger.held(self._symbol).size:
+                # something has traded that the book does not know: it may be this order
+                progress.wait(self._clock.now_ms() + _LOOK_AGAIN_MS, "the position is not the book's; reconcile first")
+                return False
             qty = wish_qty(state, fresh, last.request.price, self._rules)
             fits = fits and self._forbidden(state, fresh) is None and last.request.qty <= qty
         if fits:

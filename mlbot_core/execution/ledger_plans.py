@@ -13,8 +13,9 @@ from mlbot_core.execution.identifiers import Leg
 from mlbot_core.execution.intents import Intent
 from mlbot_core.execution.ledger_folds import AttemptEvent, Closing
 from mlbot_core.execution.ledger_risk import RiskLedger
-from mlbot_core.execution.ledger_schema import ATTEMPT_EVENTS, ATTEMPTS, CLOSINGS, DECISIONS, INTENTS
+from mlbot_core.execution.ledger_schema import ATTEMPT_EVENTS, ATTEMPTS, CLOSINGS, DECISIONS, INTENTS, ORDERS
 from mlbot_core.execution.ledger_states import BAR, AttemptError, DecisionRecord
+from mlbot_core.execution.types import OrderStatus
 
 # What a decision does to the plans before it (in its details); without the word it replaces them all.
 REPLACES: Final = "replaces"
@@ -70,6 +71,34 @@ class PlansLedger(RiskLedger):
                 )
             self._close(connection, intent_id, Closing.SUPERSEDED, f"goes on as {successor.intent_id}")
             self._plan(connection, [successor], successor.key.decision_id)
+
+    def unseen_ends(self, symbol: str, since_ms: int) -> list[str]:
+        """Return the ids of orders begun since an instant whose end the exchange has not told, of closed intents.
+
+        An intent may be completed by its fills, or given up, before its order was seen to its end.
+        """
+
+        def find(connection: Connection) -> list[str]:
+            closed = sa.select(CLOSINGS.c.intent_id).where(CLOSINGS.c.account == self.account)
+            begun = self._select(
+                connection, ATTEMPTS, ATTEMPTS.c.recorded_ms >= since_ms, ATTEMPTS.c.intent_id.in_(closed)
+            )
+            if not begun:
+                return []
+            links = {row["order_link_id"] for row in begun}
+            told = self._select(connection, ORDERS, ORDERS.c.order_link_id.in_(links))
+            ended = {row["order_link_id"] for row in told if OrderStatus(row["status"]).terminal}
+            owners = {row["intent_id"] for row in begun if row["order_link_id"] not in ended}
+            states = self._find(connection, INTENTS.c.intent_id.in_(owners), INTENTS.c.symbol == symbol)
+            return [
+                attempt.order_link_id
+                for state in states
+                for attempt in state.attempts
+                if attempt.order_link_id in links - ended and not attempt.proven
+            ]
+
+        nothing: list[str] = []
+        return self._reading(CLOSINGS, find, nothing)
 
     def own_links(self) -> set[str]:
         """Return the ids of all orders that were ever begun."""

@@ -122,7 +122,7 @@ def reconcile(
     give_up = clock.now_ms() + (0 if known else patience_ms)
     pauses = iter(_PAUSES_S)
     while True:
-        found = _compare(ledger, broker, symbol, opening, since_ms, deep=known)
+        found = _compare(ledger, broker, symbol, opening, since_ms, clock.now_ms(), deep=known)
         late = any(difference.key.split("/")[0] in _LATE for difference in found.differences)
         if not late or clock.now_ms() >= give_up:
             break
@@ -184,7 +184,14 @@ def _settle(ledger: ExecutionLedger, broker: Broker, clock: Clock, symbol: str) 
 
 
 def _compare(
-    ledger: ExecutionLedger, broker: Broker, symbol: str, opening: Opening, since_ms: int | None, *, deep: bool
+    ledger: ExecutionLedger,
+    broker: Broker,
+    symbol: str,
+    opening: Opening,
+    since_ms: int | None,
+    now_ms: int,
+    *,
+    deep: bool,
 ) -> Reconciliation:
     orders = broker.open_orders(symbol)
     wallet, position, others = broker.wallet(), broker.position(symbol), broker.positions()
@@ -196,6 +203,7 @@ def _compare(
     if executions:
         ledger.record_executions(executions)
     pull_wallet_log(ledger, broker, symbol, since_ms, deep=deep)
+    _see_ends(ledger, broker, symbol, now_ms)
     differences: list[Difference] = []
     held = ledger.held(symbol)
     if held.size != position.size:
@@ -230,6 +238,14 @@ def _compare(
     differences += _foreign_fills(ledger, symbol, opening)
     differences += _account(wallet, others, position, symbol)
     return Reconciliation(tuple(differences), position, wallet, tuple(order.order_link_id for order in strays))
+
+
+def _see_ends(ledger: ExecutionLedger, broker: Broker, symbol: str, now_ms: int) -> None:
+    """Take in the ends of orders whose intents were completed or given up before they could be seen."""
+    for link in ledger.unseen_ends(symbol, now_ms - DAY_MS):
+        snapshot = broker.order(symbol, link)
+        if snapshot is not None:
+            ledger.observe_order(snapshot)
 
 
 def _stray(ledger: ExecutionLedger, order: OrderSnapshot) -> bool:

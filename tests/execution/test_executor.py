@@ -13,7 +13,10 @@ from mlbot_core.emulator.exchange import TradeFault
 from mlbot_core.execution.ledger_folds import Closing, IntentStatus
 from mlbot_core.execution.ledger_states import BAR
 
-LOST = ("timeout", "reset", "http_500", "http_502", "body_10000", "body_10016", "truncated_json")
+LOST = (
+    *("timeout", "http_500", "body_10016", "truncated_json"),
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("reset", "http_502", "body_10000")),
+)
 
 
 def _closings(desk: Any, made: Any) -> list[Closing | None]:
@@ -45,6 +48,24 @@ def test_an_order_that_shows_itself_late_is_waited_for(desk: Any) -> None:
     assert made.cycle.clean, made
     assert made.cycle.position == made.intents[0].qty
     assert len(desk.placed()) == 1
+    desk.agrees()
+
+
+def test_an_order_that_shows_itself_too_late_is_not_doubled_and_its_end_is_seen(desk: Any) -> None:
+    desk.faults(
+        TradeFault("reset", endpoint="order/create", when="after", nth=1),
+        TradeFault("late_visibility", endpoint="order/create", nth=1, seconds=45.0),
+    )
+    made = desk.decide(0.01)
+    for _ in range(4):
+        desk.clock.sleep(30)
+        report = desk.trader().cycle()
+    assert (report.clean, report.level, report.open) == (True, "NORMAL", 0)
+    assert len(desk.placed()) == 1
+    assert desk.held() == made.intents[0].qty
+    found = desk.ledger.attempt(desk.placed()[0]["orderLinkId"])
+    assert found[1].order is not None
+    assert found[1].order.terminal
     desk.agrees()
 
 

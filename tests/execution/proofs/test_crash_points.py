@@ -53,6 +53,8 @@ SENDING = ("place", "cancel", "set_trading_stop")
 CREATE = "order/create"
 # How often a restarted trader may come back until the position is what was decided.
 MOST_CYCLES = 6
+# Within the time in which an order that was taken in must show itself, and long after it; seconds.
+LATE = {"late": 4.0, "too_late": 40.0}
 SAMPLE = 36
 MOST_POINTS = 8_000
 
@@ -84,8 +86,11 @@ def faults() -> dict[str, list[dict[str, Any]]]:
         for when in ("after",) if kind == "truncated_json" else ("before", "after"):
             silent = {"seconds": 1.0} if kind == "timeout" else {}
             lost[f"{kind}/{when}"] = [{"kind": kind, "when": when, "endpoint": CREATE, "count": 1, **silent}]
-    late = {"kind": "late_visibility", "seconds": 4.0, "endpoint": CREATE, "count": 1}
-    return {**lost, **{f"{name}+late": [*lines, late] for name, lines in lost.items()}}
+    whole = dict(lost)
+    for word, seconds in LATE.items():
+        late = {"kind": "late_visibility", "seconds": seconds, "endpoint": CREATE, "count": 1}
+        whole |= {f"{name}+{word}": [*lines, late] for name, lines in lost.items()}
+    return whole
 
 
 # An order that may have been accepted and is not to be seen yet cannot be told from one that is lost.
@@ -127,7 +132,7 @@ class Desk:
         return Decimal(row["size"]) * (-1 if row["side"] == "Sell" else 1)
 
     def wait(self, report: CycleReport) -> None:
-        wait_ms = 2_000 if report.next_ms is None else report.next_ms - self.clock.now_ms()
+        wait_ms = 10_000 if report.next_ms is None else report.next_ms - self.clock.now_ms()
         self.clock.sleep(max(1, wait_ms) / 1000)
 
 
@@ -169,11 +174,16 @@ def again(machinery: Any, url: str, home: Path, scenario: Scenario, fault: str, 
     first = len(reports)
     # a maker's order rests for a minute before it is taken
     most = 40 if scenario.name == "maker" else MOST_CYCLES
-    while (reports[-1].open or reports[-1].blind) and len(reports) < first + most:
+    while (reports[-1].open or not reports[-1].clean) and len(reports) < first + most:
         desk.wait(reports[-1])
         if decided.status == "blind":
             decided = desk.decide(scenario.edge)
         reports.append(desk.trader.cycle())
+    if fault.endswith("too_late"):
+        # by now everything is to be seen
+        desk.clock.sleep(60)
+        reports.append(desk.trader.cycle())
+        first += 1
     judged = _judged(desk, scenario, Decimal(held), reports)
     return {**judged, "more_cycles": len(reports) - first, "levels": [report.level for report in reports]}
 
