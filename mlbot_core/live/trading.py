@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from mlbot_core.clock import Clock, format_utc
 from mlbot_core.config import Settings
@@ -31,7 +31,8 @@ from mlbot_core.timeframe import Market
 from mlbot_core.validation.trials import open_ledger as open_trials
 from mlbot_core.warehouse import Warehouse
 
-BEAT = "trader"
+BEAT: Final = "trader"
+_BLIND_PAUSE_S: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Desk:
     ledger: ExecutionLedger
     venue: OpenedVenue
     files: SafetyFiles
+    clock: Clock
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def open_desk(settings: Settings, clock: Clock, environ: Mapping[str, str] | Non
         )
         files.beat(BEAT)
         try:
-            yield Desk(trader, ledger, opened, files)
+            yield Desk(trader, ledger, opened, files, clock)
         finally:
             files.farewell(BEAT)
 
@@ -244,8 +246,12 @@ def trade_bar(desk: Desk, said: Said, until_ms: int, *, bar_volume: float | None
     bar_volume
         Coins that traded in the bar; None unknown.
     """
-    trader = desk.trader
+    trader, clock = desk.trader, desk.clock
     decided = trader.decide(said.ts, said.forecast, {"signal": said.as_json()}, bar_volume=bar_volume)
+    while decided.status is Status.BLIND and clock.now_ms() + _BLIND_PAUSE_S * 1000 < until_ms:
+        # the account could not be read: nothing was decided, and the bar is young enough to ask again
+        clock.sleep(_BLIND_PAUSE_S)
+        decided = trader.decide(said.ts, said.forecast, {"signal": said.as_json()}, bar_volume=bar_volume)
     last = decided.cycle
     if decided.status is Status.DECIDED and last is not None and last.open:
         last = trader.finish(until_ms)

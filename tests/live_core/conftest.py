@@ -245,7 +245,7 @@ class Desk:
         """One bar as a live run does it; return what the trader made of it."""
         home = self.home
         ts = FIRST + n * 2 * HOUR_MS
-        home.clock.set_ms(max(home.clock.now_ms(), ts + 2 * HOUR_MS + 2_000))
+        home.clock.set_ms(max(home.clock.now_ms(), ts + 2 * HOUR_MS + 5_000))
         if n % 2:
             home.pull(FOUR)
             home.forecast(FOUR, wait_s=0.0)

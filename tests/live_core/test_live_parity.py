@@ -26,7 +26,7 @@ def day(desk, tools):
     desk.costs = costs_from_fees(desk.home.settings.fees)
     for n, edge in enumerate(EDGES):
         ts = BAR + n * 2 * HOUR_MS
-        desk.home.clock.set_ms(ts + 2 * HOUR_MS + 2_000)
+        desk.home.clock.set_ms(ts + 2 * HOUR_MS + 5_000)
         desk.home.pull(tools.TWO, ts)
         desk.home.clock.sleep(1.2)
         trader = desk.trader

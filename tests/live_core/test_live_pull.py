@@ -12,7 +12,7 @@ from mlbot_core.warehouse.gaps import open_gaps
 
 BAR = parse_utc_ms("2024-09-20T00:00:00Z")
 CLOSE = BAR + 2 * HOUR_MS
-DECISION = CLOSE + 2_000
+DECISION = CLOSE + 5_000
 
 
 def known_at(home, series, ts):
@@ -79,7 +79,7 @@ def test_a_restated_bar_is_named_and_becomes_a_version(home):
 
     done = home.pull(change=restate)
     assert done.restated == ("open_interest",)
-    assert [row[0] for row in known_at(home, "open_interest", BAR)] == [DECISION, DECISION + 2 * HOUR_MS]
+    assert [row[0] for row in known_at(home, "open_interest", BAR)] == [CLOSE + 2_000, CLOSE + 2_000 + 2 * HOUR_MS]
 
 
 def test_a_broken_series_keeps_none_of_the_others_back_and_its_bar_is_a_gap(home):

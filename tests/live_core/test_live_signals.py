@@ -23,14 +23,14 @@ from mlbot_core.timeframe import HOUR_MS, Month
 from mlbot_core.warehouse import Warehouse
 
 BAR = parse_utc_ms("2024-09-20T00:00:00Z")
-DECISION = BAR + 2 * HOUR_MS + 2_000
+DECISION = BAR + 2 * HOUR_MS + 5_000
 
 
 def live_until(home, tools, bars):
     """Step through bars of two hours, both timeframes at their decision times; return the forecasts of the 2h bars."""
     found = []
     for n in range(1, bars + 1):
-        home.clock.set_ms(BAR + n * 2 * HOUR_MS + 2_000)
+        home.clock.set_ms(BAR + n * 2 * HOUR_MS + 5_000)
         coincident = n % 2 == 0
         if coincident:
             home.pull(tools.FOUR)
@@ -276,7 +276,7 @@ def test_context_rows_are_the_rows_of_their_own_bars(home, tools):
     now = home.clock.now_ms()
 
     def rows_of(ts, count):
-        moment = Moment(tools.SOURCE, tools.TWO, ts, 2_000, now)
+        moment = Moment(tools.SOURCE, tools.TWO, ts, 5_000, now)
         with home.store.read() as con:
             return compute_row(read_bar(con, moment, features, names, count), moment, features, count)
 
