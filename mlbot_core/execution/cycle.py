@@ -18,6 +18,7 @@ from mlbot_core.decision.state import (
     DAILY_LOSS,
     DRAWDOWN,
     FLAT_TODAY,
+    HALTING,
     KILL,
     LEVELS,
     cause_names,
@@ -221,7 +222,11 @@ class Cycler:
                 self._ledger.raise_alert(AlertLevel.CRITICAL, f"risk_{name}", text, key)
 
     def _killed(self) -> int:
-        return KILL if self._halt is not None and self._halt.killed() is not None else 0
+        """Return the cause of the kill switch; a halt for another cause leaves a marker too, which says nothing new."""
+        if self._halt is None or self._halt.killed() is None:
+            return 0
+        stored = self._ledger.load_risk_state(self._symbol)
+        return 0 if stored is not None and stored.state.causes & HALTING else KILL
 
     def _beat(self) -> None:
         if self._halt is None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mlbot_core.clock import Clock, format_utc
 from mlbot_core.decision.costs import Costs
-from mlbot_core.decision.state import DATA_STALE, DRIFT, HALTING, HOLD, Decision, Forecast, initial_state
+from mlbot_core.decision.state import DATA_STALE, DRIFT, HOLD, Decision, Forecast, initial_state
 from mlbot_core.execution import evidence
 from mlbot_core.execution.broker import Broker, BrokerError
 from mlbot_core.execution.cycle import ACTOR, Cycler, CycleReport, Files
@@ -191,7 +191,7 @@ class Trader(Cycler):
         stop = self._ledger.stop_between(self._symbol, since, fills)
         stopped = 0 if stop is None else -stop.side.sign
         state = initial_state() if stored is None else stored.state
-        flags = self._ledger.flags(self._symbol) | (0 if state.causes & HALTING else self._killed())
+        flags = self._ledger.flags(self._symbol) | self._killed()
         seen = looked.seen._replace(bar_ts=bar_ts, flow=float(flow), flags=flags, stopped=stopped)
         basis = evidence.Evidence(state, seen, forecast, self._limits, self._costs.round_trip)
         after, decision = basis.decide()
