@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mlbot_core.errors import MlbotError
+from mlbot_core.execution.safety import process_started
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
@@ -147,7 +148,7 @@ class Supervisor:
     def _wait_ready(self, one: _Running, stopping: threading.Event) -> None:
         address = one.service.ready
         deadline = time.monotonic() + one.service.start_wait_s
-        while address is not None and not _answers(address):
+        while address is not None and not answers(address):
             ended = one.process is not None and one.process.poll() is not None
             if ended or time.monotonic() > deadline:
                 how = f"ended with status {one.process.returncode}" if ended and one.process else "does not answer"
@@ -185,7 +186,7 @@ class Supervisor:
             {
                 "name": one.service.name,
                 "pid": one.process.pid,
-                "begun": begun_at(one.process.pid),
+                "begun": process_started(one.process.pid),
                 "restarts": one.restarts,
             }
             for one in self._running
@@ -204,7 +205,7 @@ def end_left_behind(record: Path, say: Say) -> list[str]:
     ended = []
     for row in read_record(record):
         pid = int(row["pid"])
-        if row["begun"] is not None and begun_at(pid) == row["begun"]:
+        if row["begun"] is not None and process_started(pid) == row["begun"]:
             say(f"{row['name']} (process {pid}) was left behind by a killed mlbot; ending it first")
             _end_group(pid, _KILL_WAIT_S)
             ended.append(str(row["name"]))
@@ -220,18 +221,8 @@ def read_record(record: Path) -> list[dict[str, Any]]:
     return [row for row in found if isinstance(row, dict) and {"name", "pid", "begun"} <= set(row)]
 
 
-def begun_at(pid: int) -> int | None:
-    """Return when a process began, in clock ticks since boot; None if it is gone (or a zombie)."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # the name in brackets may hold spaces and brackets itself
-    rest = text.rpartition(")")[2].split()
-    return None if rest[0] == "Z" else int(rest[19])
-
-
-def _answers(address: tuple[str, int]) -> bool:
+def answers(address: tuple[str, int]) -> bool:
+    """Say whether somebody takes connections there."""
     try:
         socket.create_connection(address, timeout=1).close()
     except OSError:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from mlbot_core.cli.launcher import child_environment
 from mlbot_core.cli.status import running
+from mlbot_core.cli.supervisor import answers
 from mlbot_core.clock import clock_from_env
 from mlbot_core.config import Settings
 from mlbot_core.config.home import prepare_dagster_home
@@ -205,7 +206,7 @@ def _serve(
             raise MlbotError(
                 f"the Dagster servers ended by themselves with status {process.returncode}; see their output above"
             )
-        if not announced and _answers(address):
+        if not announced and answers(address):
             console.print(f"mlbot is up: http://{address[0]}:{address[1]}")
             announced = True
     console.print("mlbot is stopping")
@@ -213,14 +214,6 @@ def _serve(
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_WAIT_S)
     return 0
-
-
-def _answers(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _end_group(process: subprocess.Popen[Any]) -> None:

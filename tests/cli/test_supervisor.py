@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mlbot_core.cli.supervisor import Service, ServiceError, Supervisor, begun_at, read_record
+from mlbot_core.cli.supervisor import Service, ServiceError, Supervisor, read_record
+from mlbot_core.execution.safety import process_started
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
 PARENT = (
@@ -69,8 +70,8 @@ def test_a_killed_service_is_started_again_and_all_end_together(tmp_path: Path) 
         after = pids(tmp_path)
         assert after["one"] == before["one"]
         assert after["two"] != before["two"]
-        assert begun_at(before["two"]) is None
-    assert [begun_at(pid) for pid in after.values()] == [None, None]
+        assert process_started(before["two"]) is None
+    assert [process_started(pid) for pid in after.values()] == [None, None]
     assert any("two ended with status -9; again in 1 s" in line for line in said)
 
 
@@ -81,18 +82,18 @@ def test_what_a_service_had_started_ends_with_it(tmp_path: Path) -> None:
         first = int(note.read_text())
         os.kill(pids(tmp_path)["parent"], signal.SIGKILL)
         wait(lambda: any("started again" in line for line in said))
-        assert begun_at(first) is None
+        assert process_started(first) is None
         wait(lambda: note.read_text() not in ("", str(first)))
         second = int(note.read_text())
-        assert begun_at(second) is not None
-    assert begun_at(second) is None
+        assert process_started(second) is not None
+    assert process_started(second) is None
 
 
 def test_a_stopped_process_does_not_survive_the_end(tmp_path: Path) -> None:
     with running(tmp_path, Service("frozen", SLEEPER, stop_wait_s=2.0)):
         pid = pids(tmp_path)["frozen"]
         os.kill(pid, signal.SIGSTOP)
-    assert begun_at(pid) is None
+    assert process_started(pid) is None
 
 
 def test_the_next_service_waits_for_the_one_before(tmp_path: Path) -> None:
@@ -131,9 +132,9 @@ def test_a_killed_supervisor_is_followed_by_one_that_clears_up(tmp_path: Path) -
     orphan = pids(tmp_path)["orphan"]
     killed.kill()
     killed.wait()
-    assert begun_at(orphan) is not None
+    assert process_started(orphan) is not None
     with running(tmp_path, Service("new", SLEEPER)) as (said, _):
-        assert begun_at(orphan) is None
+        assert process_started(orphan) is None
         assert any("orphan" in line and "left behind" in line for line in said)
 
 
