@@ -119,7 +119,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return home, config
 
 
-@pytest.mark.parametrize("model", MODELS)
+# the transformer's folds take minutes
+@pytest.mark.parametrize("model", [pytest.param(m, marks=[pytest.mark.prove] if m == "tft" else []) for m in MODELS])
 def test_killed_and_resumed_is_the_same(made: tuple[Path, Path], tmp_path: Path, model: str) -> None:
     home, config = made
     least, bases = MODELS[model]

@@ -11,7 +11,7 @@ from mlbot_core.research.bandit_synthetic import BEHAVIOURS, Behaviour, coverage
 REPETITIONS = 1_000
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 @pytest.mark.parametrize("level", [0.8, 0.95])
 def test_intervals_cover_at_their_stated_rate(behaviour: Behaviour, level: float):

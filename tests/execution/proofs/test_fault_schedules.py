@@ -65,7 +65,7 @@ MARKET_START = parse_utc_ms("2024-01-01")
 BEGIN = parse_utc_ms("2024-01-03T10:37:21Z")
 SYMBOL, UID, ACCOUNT = "BTCUSDT", 100001, "emulator:100001"
 FRAME = Timeframe.parse("2h")
-QUICK_SEEDS, SLOW_SEEDS, ALL_SEEDS = range(3), range(3, 23), range(1_000)
+QUICK_SEEDS, SLOW_SEEDS, ALL_SEEDS = range(3), range(3, 11), range(1_000)
 SOCKET_SEEDS = range(10_000, 10_100)
 # The gate measures at the mark price of its look; the fill comes within seconds of it, at most the market orders'
 # slippage bound away, and has paid a fee.
