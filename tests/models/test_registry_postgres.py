@@ -19,15 +19,16 @@ pytestmark = pytest.mark.slow
 PROMOTER = """
 import pickle, sys
 from pathlib import Path
-from mlbot_core.clock import SystemClock
+from mlbot_core.clock import FixedClock
 from mlbot_core.models.registry import Registry
 from mlbot_core.validation.trials import TrialLedger
 
 home, ledger = Path(sys.argv[1]), Path(sys.argv[2])
 record = pickle.loads(Path(sys.argv[3]).read_bytes())
 sys.stdin.readline()
-Registry(home, SystemClock(), url=sys.argv[4]).promote(
-    record, models_dir=home / "models", ledger=TrialLedger(ledger, SystemClock()), why="race"
+clock = FixedClock(int(sys.argv[5]))
+Registry(home, clock, url=sys.argv[4]).promote(
+    record, models_dir=home / "models", ledger=TrialLedger(ledger, clock), why="race"
 )
 """
 
@@ -86,7 +87,7 @@ def test_machines_that_promote_at_once_make_one_champion(bench, tmp_path):
     for entry, home in zip(entries, homes, strict=True):
         path = tmp_path / f"{entry.version[:8]}.pickle"
         path.write_bytes(pickle.dumps(bench.record(entry)))
-        words = [str(home), str(bench.home), str(path), bench.url]
+        words = [str(home), str(bench.home), str(path), bench.url, str(bench.clock.now_ms())]
         processes.append(subprocess.Popen([sys.executable, "-c", PROMOTER, *words], stdin=subprocess.PIPE, text=True))
     for process in processes:
         process.stdin.write("\n")

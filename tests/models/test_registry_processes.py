@@ -15,7 +15,7 @@ import pytest
 PROMOTER = """
 import pickle, sys, time
 from pathlib import Path
-from mlbot_core.clock import SystemClock
+from mlbot_core.clock import FixedClock
 from mlbot_core.models import registry, registry_store
 from mlbot_core.validation.trials import TrialLedger
 from mlbot_core.validation.trials_heads import HeadFile
@@ -38,8 +38,10 @@ elif where == "committed":
     HeadFile.record = lambda self, head: stop("committed")
 print("ready", flush=True)
 sys.stdin.readline()
-one = registry.Registry(home, SystemClock(), url=url)
-one.promote(record, models_dir=home / "models", ledger=TrialLedger(home, SystemClock()), why="race")
+# a backtest may be promoted for some weeks after its end
+clock = FixedClock(int(sys.argv[5]))
+one = registry.Registry(home, clock, url=url)
+one.promote(record, models_dir=home / "models", ledger=TrialLedger(home, clock), why="race")
 print("done", flush=True)
 """
 
@@ -49,7 +51,7 @@ def start(bench, record, where="nowhere"):
     path = bench.home / f"{record.registration.version[:8]}.pickle"
     path.write_bytes(pickle.dumps(record))
     process = subprocess.Popen(
-        [sys.executable, "-c", PROMOTER, str(bench.home), str(path), where, bench.url or ""],
+        [sys.executable, "-c", PROMOTER, str(bench.home), str(path), where, bench.url or "", str(bench.clock.now_ms())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
