@@ -52,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "emulator"
 TWO, FOUR = Market.parse("BTC-2h"), Market.parse("BTC-4h")
 MONTHS = tuple(Month.span(Month(2024, 1).start_ms, Month(2024, 9).end_ms))
-NOW = parse_utc_ms("2024-09-20T00:00:02Z")
+NOW = parse_utc_ms("2024-09-20T00:00:05Z")
 """The moment of training: the decision time of bars that closed at midnight."""
 FIRST = parse_utc_ms("2024-09-20T00:00:00Z")
 """The first bar that is lived through."""

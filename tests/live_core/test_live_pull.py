@@ -70,20 +70,20 @@ def test_only_what_is_missing_is_asked_for_again(home):
 
 
 def test_a_restated_bar_is_named_and_becomes_a_version(home):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     home.pull()
-    home.at("2024-09-20T04:00:02Z")
+    home.at("2024-09-20T04:00:05Z")
 
     def restate(source):
         source.factor[("open_interest", BAR)] = 1.001
 
     done = home.pull(change=restate)
     assert done.restated == ("open_interest",)
-    assert [row[0] for row in known_at(home, "open_interest", BAR)] == [CLOSE + 2_000, CLOSE + 2_000 + 2 * HOUR_MS]
+    assert [row[0] for row in known_at(home, "open_interest", BAR)] == [DECISION, DECISION + 2 * HOUR_MS]
 
 
 def test_a_broken_series_keeps_none_of_the_others_back_and_its_bar_is_a_gap(home):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     done = home.pull(change=lambda source: source.broken.add("taker_volume"))
     assert done.missing == ("taker_volume",)
     (broken,) = [one for one in done.arrivals if one.error]

@@ -56,7 +56,7 @@ def test_a_challenger_forecasts_in_shadow_and_never_speaks(home, tools):
     request = tools.train_request(home, tools.TWO, "lightgbm")
     trained = train(home.store, request, models, home.settings.models_dir)
     second = register_trained(home.store, request, trained, home.settings.models_dir)
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     home.pull()
     told = home.forecast(wait_s=0.0)
     mine = {one.key.model_version: one for one in told.signals if one.key.model_type == "lightgbm"}
@@ -94,7 +94,7 @@ print(json.dumps({"made": told.made, "digests": [one.digest for one in told.sign
 
 @pytest.mark.slow
 def test_two_processes_at_once_write_each_signal_once(home):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     home.pull()
     environment = {
         **os.environ,

@@ -44,7 +44,7 @@ def test_live_forecasts_are_those_of_the_batch(home, tools):
     found = live_until(home, tools, 6)
     assert [one.ts for one in found] == [BAR + n * 2 * HOUR_MS for n in range(6)]
     # days later the batch makes the same bars
-    home.at("2024-09-23T00:00:02Z")
+    home.at("2024-09-23T00:00:05Z")
     home.pull(tools.TWO, bars=48)
     tools.derive(home, tools.TWO, (Month(2024, 9),))
     features = configured_set(home.settings.models.features)
@@ -92,7 +92,7 @@ def test_the_meta_model_is_asked_with_the_forecasts_as_of_their_close(home, tool
 @pytest.mark.slow
 def test_a_coincident_forecast_is_waited_for_a_bounded_time_then_the_last_one_counts_with_its_age(home, tools):
     live_until(home, tools, 3)
-    home.at("2024-09-20T08:00:02Z")
+    home.at("2024-09-20T08:00:05Z")
     home.pull(tools.TWO)
     before = home.clock.now_ms()
     told = home.forecast(tools.TWO, wait_s=20.0)
@@ -109,7 +109,7 @@ def test_a_coincident_forecast_is_waited_for_a_bounded_time_then_the_last_one_co
 @pytest.mark.slow
 def test_it_can_make_the_others_itself(home, tools):
     live_until(home, tools, 1)
-    home.at("2024-09-20T04:00:02Z")
+    home.at("2024-09-20T04:00:05Z")
     home.pull(tools.TWO)
     home.pull(tools.FOUR)
     told = home.forecast(tools.TWO, wait_s=0.0, make_others=True)
@@ -127,7 +127,7 @@ def test_whoever_comes_early_waits_for_the_decision_time(home):
 
 
 def test_asked_again_it_gives_what_stands_also_to_two_at_once(home, tools):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     home.pull()
     gate, ends = threading.Barrier(2), []
 
@@ -152,7 +152,7 @@ def test_asked_again_it_gives_what_stands_also_to_two_at_once(home, tools):
 
 
 def test_a_row_that_was_changed_in_the_store_is_refused(home):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     home.pull()
     told = home.forecast(wait_s=0.0)
     with home.store.write() as con:
@@ -163,7 +163,7 @@ def test_a_row_that_was_changed_in_the_store_is_refused(home):
 
 @pytest.mark.slow
 def test_a_series_that_is_late_leaves_the_bar_without_a_forecast_as_in_a_backtest(home, tools):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
 
     def late(source):
         source.hidden[("taker_volume", BAR)] = DECISION + 60_000
@@ -181,7 +181,7 @@ def test_a_series_that_is_late_leaves_the_bar_without_a_forecast_as_in_a_backtes
     # the batch drops the row too, once the value has come
     home.at("2024-09-20T02:05:00Z")
     home.pull()
-    home.at("2024-09-23T00:00:02Z")
+    home.at("2024-09-23T00:00:05Z")
     home.pull(tools.TWO, bars=48)
     tools.derive(home, tools.TWO, (Month(2024, 9),))
     with home.store.read() as con:
@@ -206,10 +206,10 @@ def test_after_downtime_old_bars_give_late_signals_that_decide_nothing(home, too
 
 
 def test_a_bar_that_is_not_stored_is_missing_and_the_last_forecast_stands_in_with_its_age(home, tools):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     home.pull()
     told = home.forecast(wait_s=0.0)
-    home.at("2024-09-20T04:00:02Z")
+    home.at("2024-09-20T04:00:05Z")
     with pytest.raises(MissingDataError, match="no price bar of BTC-2h"):
         home.forecast(wait_s=0.0)
     version = told.speaking["lightgbm"]
@@ -223,10 +223,10 @@ def test_a_bar_that_is_not_stored_is_missing_and_the_last_forecast_stands_in_wit
 
 @pytest.mark.slow
 def test_a_restated_bar_changes_later_bars_only(home, tools):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     home.pull()
     before = home.forecast(wait_s=0.0)
-    home.at("2024-09-20T04:00:02Z")
+    home.at("2024-09-20T04:00:05Z")
     home.pull(change=lambda source: source.factor.__setitem__(("open_interest", BAR), 1.05))
     home.forecast(wait_s=0.0)
     again = home.forecast(ts=BAR, wait_s=0.0)
@@ -244,7 +244,7 @@ def test_without_a_model_it_names_the_command_that_trains_one(home, tmp_path):
 
 
 def test_a_model_of_a_made_up_market_says_nothing_elsewhere(home):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     home.pull()
     told = home.forecast(wait_s=0.0, venue="paper")
     assert told.signals == ()
@@ -254,7 +254,7 @@ def test_a_model_of_a_made_up_market_says_nothing_elsewhere(home):
 
 
 def test_a_signal_survives_the_store_bit_for_bit(home, tools):
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     home.pull()
     for one in home.forecast(wait_s=0.0).signals:
         stored = read_signal(home.store, one.key)

@@ -110,7 +110,7 @@ def test_what_is_named_like_a_secret_is_left_out():
 
 @pytest.fixture
 def environment(home: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    home.at("2024-09-20T02:00:02Z")
+    home.at("2024-09-20T02:00:05Z")
     for name, value in {
         "MLBOT_HOME": str(home.settings.home),
         "MLBOT_CONFIG_DIR": str(home.settings.config_dir),
