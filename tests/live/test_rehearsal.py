@@ -256,7 +256,7 @@ def check_audit(rehearsal: Rehearsal) -> None:
         rehearsal.mlbot("replay", name)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.timeout(1400)
 def test_eight_bars_are_decided_once_each_although_servers_are_killed(rehearse: Callable[..., Rehearsal]) -> None:
     rehearsal = rehearse("2h", "4h")
