@@ -50,7 +50,6 @@ def _start_now() -> None:
     """Start the warm process before the first run needs it."""
     from multiprocessing import forkserver
 
-    forkserver.set_forkserver_preload([PRELOADED])
     forkserver.ensure_running()
 
 

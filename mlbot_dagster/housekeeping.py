@@ -56,17 +56,11 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     Each step takes what is stored when it begins, and refuses what failed its checks.
     """
 
-    def due() -> list[tuple[Market, str]]:
+    def in_use(*, only_due: bool = False) -> list[tuple[Market, str]]:
         from mlbot_core.live.retraining import ages
 
         found = ages(Warehouse(settings.warehouse_path, clock_from_env()), settings, settings.intervals.source)
-        return [(one.market, one.model_type) for one in found if one.due and one.model_type != META_MODEL]
-
-    def known() -> list[tuple[Market, str]]:
-        from mlbot_core.live.retraining import ages
-
-        found = ages(Warehouse(settings.warehouse_path, clock_from_env()), settings, settings.intervals.source)
-        return [(one.market, one.model_type) for one in found]
+        return [(one.market, one.model_type) for one in found if one.due or not only_due]
 
     @_schedule("back_up_daily", BACKUP, "40 1 * * *", "Each night a checked copy of everything but the keys.")
     def back_up_daily(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
@@ -79,8 +73,9 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         "Each night the models that are older than their retraining interval are trained again.",
     )
     def retrain_when_due(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        for market, model in due():
-            yield dg.RunRequest(run_key=_key(context, f"{market}|{model}"), partition_key=f"{market}|{model}")
+        for market, model in in_use(only_due=True):
+            if model != META_MODEL:
+                yield dg.RunRequest(run_key=_key(context, f"{market}|{model}"), partition_key=f"{market}|{model}")
 
     @_schedule(
         "walk_forward_weekly",
@@ -89,7 +84,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         "Each Saturday every model that is in use walks forward over all history again.",
     )
     def walk_forward_weekly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        for market, model in known():
+        for market, model in in_use():
             if model != META_MODEL:
                 yield dg.RunRequest(run_key=_key(context, f"{market}|{model}"), partition_key=f"{market}|{model}")
 
@@ -97,13 +92,13 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         "stack_weekly", jobs.STACK, "10 12 * * 6", "Each Saturday the meta-models that are in use are trained again."
     )
     def stack_weekly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        for market, model in known():
+        for market, model in in_use():
             if model == META_MODEL:
                 yield dg.RunRequest(run_key=_key(context, f"{market}|{model}"), partition_key=f"{market}|{model}")
 
     @_schedule("backtest_weekly", jobs.BACKTEST, "10 14 * * 6", "Each Saturday the new forecasts are traded on paper.")
     def backtest_weekly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        for market, model in known():
+        for market, model in in_use():
             yield dg.RunRequest(run_key=_key(context, f"{market}|{model}"), partition_key=f"{market}|{model}")
 
     @_schedule(
@@ -111,7 +106,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     )
     def drift_daily(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
         month = Month.of(int(context.scheduled_execution_time.timestamp() * 1000))
-        for market in sorted({market for market, _ in known()}):
+        for market in sorted({market for market, _ in in_use()}):
             yield dg.RunRequest(run_key=_key(context, str(market)), partition_key=f"{market}|{month.key}")
 
     return [back_up_daily, retrain_when_due, walk_forward_weekly, stack_weekly, backtest_weekly, drift_daily]

@@ -13,10 +13,10 @@ import dagster as dg
 
 from mlbot_core.clock import Clock, clock_from_env, format_utc
 from mlbot_core.config import Settings
+from mlbot_core.live import LIVE_VARIABLE
 from mlbot_core.timeframe import Market, Timeframe
 from mlbot_dagster.assets import live
 
-LIVE_VARIABLE = "MLBOT_LIVE"
 # Dagster looks at its sensors every five seconds, and gives each up to a minute
 LONGEST_WAIT_MS = 12_000
 # how long before the close a run is asked for: a cold Python, Dagster and the definitions take three to six seconds

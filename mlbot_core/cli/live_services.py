@@ -16,9 +16,8 @@ from mlbot_core.clock import format_utc
 from mlbot_core.config import Settings
 from mlbot_core.emulator.exchange.auth import EMULATOR_UID
 from mlbot_core.execution.venues import RUNNING_FILE, emulator_folder, paper_command, running_emulator_uid
+from mlbot_core.live import LIVE_VARIABLE
 
-# where it is set, the sensors that trade are on from the start; nothing else turns them on by itself
-LIVE_VARIABLE = "MLBOT_LIVE"
 LOCATION = "mlbot"
 
 

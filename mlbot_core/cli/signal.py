@@ -78,16 +78,11 @@ def forecast_now(
     from mlbot_core.live.chosen import load_cast, stacked_by
     from mlbot_core.live.pull import pull
     from mlbot_core.live.signals import forecast_newest
-    from mlbot_core.models.registry import open_registry
-    from mlbot_core.validation.trials import open_ledger
 
     store = Warehouse(settings.warehouse_path, clock)
     run_id = f"signal-{uuid4().hex[:12]}"
     # first of all whether there is anybody to ask
-    cast = load_cast(
-        open_registry(settings.home, clock), open_ledger(settings.home, clock), settings, source, market,
-        settings.execution.venue,
-    )  # fmt: skip
+    cast = load_cast(settings, clock, source, market, settings.execution.venue)
     pulled: list[dict[str, Any]] = []
     if opened is not None:
         stacked = {base.market for one in cast.speakers for base in stacked_by(one.entry)}

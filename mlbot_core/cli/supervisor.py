@@ -165,7 +165,7 @@ class Supervisor:
             if now - one.started > _FORGIVEN_AFTER_S:
                 one.pause_s = _FIRST_PAUSE_S
             # what it had started must not live beside its successor
-            _end_group(one.process.pid, 0.0)
+            end_group(one.process.pid, 0.0)
             one.process, one.again_at = None, now + one.pause_s
             self._say(f"{one.service.name} ended with status {status}; again in {one.pause_s:g} s")
             one.pause_s = min(2 * one.pause_s, _LONGEST_PAUSE_S)
@@ -177,7 +177,7 @@ class Supervisor:
     def _stop(self) -> None:
         for one in reversed(self._running):
             if one.process is not None:
-                _end_group(one.process.pid, one.service.stop_wait_s, one.process)
+                end_group(one.process.pid, one.service.stop_wait_s, one.process)
                 one.process = None
         self._write_record()
 
@@ -207,7 +207,7 @@ def end_left_behind(record: Path, say: Say) -> list[str]:
         pid = int(row["pid"])
         if row["begun"] is not None and process_started(pid) == row["begun"]:
             say(f"{row['name']} (process {pid}) was left behind by a killed mlbot; ending it first")
-            _end_group(pid, _KILL_WAIT_S)
+            end_group(pid, _KILL_WAIT_S)
             ended.append(str(row["name"]))
     return ended
 
@@ -230,19 +230,22 @@ def answers(address: tuple[str, int]) -> bool:
     return True
 
 
-def _end_group(pid: int, wait_s: float, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Ask a process group to end, and kill what is still there after ``wait_s``; 0 kills at once."""
+def end_group(pid: int, wait_s: float, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Ask a process group to end, and kill what is still there after ``wait_s``; 0 kills at once.
+
+    Returns when nothing of the group is left, or some seconds after it was killed.
+    """
+    steps = ((signal.SIGTERM, wait_s), (signal.SIGKILL, _KILL_WAIT_S))
     with contextlib.suppress(ProcessLookupError):
-        if wait_s > 0:
-            # a service that is stopped would not hear it
-            os.killpg(pid, signal.SIGCONT)
-            os.killpg(pid, signal.SIGTERM)
-        deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline:
-            if process is not None:
-                process.poll()
-            os.killpg(pid, 0)
-            time.sleep(0.05)
-        os.killpg(pid, signal.SIGKILL)
+        # a service that is stopped would not hear that it is to end
+        os.killpg(pid, signal.SIGCONT)
+        for number, left_s in steps if wait_s > 0 else steps[1:]:
+            os.killpg(pid, number)
+            deadline = time.monotonic() + left_s
+            while time.monotonic() < deadline:
+                if process is not None:
+                    process.poll()
+                os.killpg(pid, 0)
+                time.sleep(0.05)
     if process is not None:
         process.wait()

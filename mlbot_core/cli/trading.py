@@ -22,9 +22,8 @@ from mlbot_core.execution.ledger import open_ledger
 from mlbot_core.execution.ledger_risk import AlertLevel
 from mlbot_core.execution.marking import look
 from mlbot_core.execution.reconcile import reconcile
-from mlbot_core.execution.risk_watch_main import known_accounts
-from mlbot_core.execution.safety import Halt, SafetyFiles, folder_of
-from mlbot_core.execution.venues import OpenedVenue, open_broker
+from mlbot_core.execution.safety import Halt, SafetyFiles
+from mlbot_core.execution.venues import OpenedVenue, known_accounts, open_broker
 
 _TIMEOUT_S = (3.0, 5.0)
 # What was on its way when the marker was made has arrived after the exchange's receive window.
@@ -160,7 +159,7 @@ def _person() -> str:
 
 
 def _files(settings: Settings, clock: Clock, account: str) -> SafetyFiles:
-    return SafetyFiles(folder_of(settings.live_dir, account), account, clock)
+    return SafetyFiles.of(settings.live_dir, account, clock)
 
 
 def _flatten(

@@ -16,8 +16,8 @@ from mlbot_core.decision.state import CAUSES, LEVELS, RiskState
 from mlbot_core.errors import MlbotError
 from mlbot_core.execution.flatten_record import pending_reports
 from mlbot_core.execution.ledger import ExecutionLedger, open_ledger
-from mlbot_core.execution.risk_watch_main import known_accounts
-from mlbot_core.execution.safety import Heartbeat, SafetyFiles, folder_of
+from mlbot_core.execution.safety import Heartbeat, SafetyFiles
+from mlbot_core.execution.venues import known_accounts
 
 _WATCHERS = ("risk-watch", "dead-man", "trader")
 
@@ -42,7 +42,7 @@ def draw(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _account(settings: Settings, clock: Clock, account: str) -> dict[str, Any]:
-    files = SafetyFiles(folder_of(settings.live_dir, account), account, clock)
+    files = SafetyFiles.of(settings.live_dir, account, clock)
     halt = files.halted()
     watch = files.heartbeat("risk-watch")
     made: dict[str, Any] = {

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from mlbot_core.cli.launcher import child_environment
 from mlbot_core.cli.status import running
-from mlbot_core.cli.supervisor import answers
+from mlbot_core.cli.supervisor import answers, end_group
 from mlbot_core.clock import clock_from_env
 from mlbot_core.config import Settings
 from mlbot_core.config.home import prepare_dagster_home
@@ -72,7 +72,7 @@ def up(settings: Settings, console: Console, *, host: str, port: int) -> int:
                 console.print(f"mlbot is starting on {url} (home {settings.home}); stop it with Ctrl-C")
                 return _serve(process, stopping, console, (host, port))
             finally:
-                _end_group(process)
+                end_group(process.pid, _GROUP_WAIT_S, process)
 
 
 def servers_environment(settings: Settings, emulator_url: str | None) -> dict[str, str]:
@@ -214,18 +214,3 @@ def _serve(
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_WAIT_S)
     return 0
-
-
-def _end_group(process: subprocess.Popen[Any]) -> None:
-    """Leave no process behind: what is still there of the servers and their runs is asked to go, then killed."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + _GROUP_WAIT_S
-        try:
-            os.killpg(process.pid, number)
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.05)
-        except ProcessLookupError:
-            break
-    process.wait()

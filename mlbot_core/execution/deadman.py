@@ -39,7 +39,7 @@ from mlbot_core.execution.fence import fence
 from mlbot_core.execution.flatten import FlattenReport, flatten_now
 from mlbot_core.execution.flatten_record import Recorder, leave_report
 from mlbot_core.execution.ledger import open_ledger
-from mlbot_core.execution.safety import Heartbeat, SafetyFiles, boot_id, folder_of
+from mlbot_core.execution.safety import Heartbeat, SafetyFiles, boot_id
 from mlbot_core.execution.venues import open_broker
 from mlbot_core.execution.watch_process import Teller, stop_on_signals
 
@@ -334,7 +334,7 @@ def _run(
     if opened is None:
         return 0
     with opened:
-        files = SafetyFiles(folder_of(settings.live_dir, opened.account), opened.account, clock)
+        files = SafetyFiles.of(settings.live_dir, opened.account, clock)
         recorder = Recorder(
             files, lambda: open_ledger(settings.home, clock, opened.account, environ, timeout_s=1.0), opened.broker
         )

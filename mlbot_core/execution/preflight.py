@@ -20,7 +20,7 @@ from mlbot_core.execution.broker import ApiKeyInfo, Venue
 from mlbot_core.execution.limits import SMALLEST_MULTIPLIER, smallest_nav
 from mlbot_core.execution.probe_report import require_fresh
 from mlbot_core.execution.record import Record, open_record
-from mlbot_core.execution.safety import SafetyFiles, folder_of
+from mlbot_core.execution.safety import SafetyFiles
 from mlbot_core.execution.venues import OpenedVenue, Role, missing_switches, open_broker, venue_of
 from mlbot_core.timeframe import DAY_MS
 
@@ -246,7 +246,7 @@ def _nav(settings: Settings, trader: OpenedVenue) -> str:
 
 
 def _not_halted(settings: Settings, trader: OpenedVenue) -> str:
-    halt = SafetyFiles(folder_of(settings.live_dir, trader.account), trader.account).halted()
+    halt = SafetyFiles.of(settings.live_dir, trader.account).halted()
     if halt is not None:
         raise _BadError(
             f"halted by {halt.actor} at {format_utc(halt.at_ms)} ({halt.reason}); find out why, then: mlbot resume"

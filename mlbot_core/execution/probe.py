@@ -27,7 +27,7 @@ from mlbot_core.execution.probe_http import BybitAsker, CoinglassAsker
 from mlbot_core.execution.probe_orders import ORDERS, OrderProbe
 from mlbot_core.execution.probe_questions import put
 from mlbot_core.execution.probe_report import Item, Report, read_reports, write_report
-from mlbot_core.execution.safety import SafetyFiles, folder_of
+from mlbot_core.execution.safety import SafetyFiles
 from mlbot_core.execution.venues import key_pair, local_url, open_broker, require_switches
 
 COINGLASS_NAME: Final = "coinglass"
@@ -120,7 +120,7 @@ def _orders(
     signer: Signer,
     progress: Callable[[str], None],
 ) -> tuple[list[Item], tuple[str, ...]]:
-    halt = SafetyFiles(folder_of(settings.live_dir, account), account).halted()
+    halt = SafetyFiles.of(settings.live_dir, account).halted()
     if halt is not None:
         raise UsageError(
             f"{account} is halted by {halt.actor} since {format_utc(halt.at_ms)}; no order is placed until mlbot resume"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -17,9 +16,9 @@ from mlbot_core.execution.executor import Executor
 from mlbot_core.execution.ledger import ExecutionLedger, open_ledger
 from mlbot_core.execution.marking import limits_from_risk, warm_up
 from mlbot_core.execution.risk_watch import NAME, RiskWatch
-from mlbot_core.execution.safety import Lease, Permit, SafetyFiles, boot_seconds, folder_of
+from mlbot_core.execution.safety import Lease, Permit, SafetyFiles, boot_seconds
 from mlbot_core.execution.sending import ExecutionRules
-from mlbot_core.execution.venues import OpenedVenue, open_broker, running_emulator_uid
+from mlbot_core.execution.venues import OpenedVenue, known_accounts, open_broker
 from mlbot_core.execution.watch_process import Teller, stop_on_signals, wait
 
 # A locked book must not keep the watch from looking.
@@ -72,7 +71,7 @@ def run(
         opened,
         open_ledger(settings.home, clock, opened.account, environ, timeout_s=_BOOK_TIMEOUT_S) as ledger,
     ):
-        files = SafetyFiles(folder_of(settings.live_dir, opened.account), opened.account, clock)
+        files = SafetyFiles.of(settings.live_dir, opened.account, clock)
         watcher = RiskWatch(
             opened.broker,
             ledger,
@@ -105,16 +104,6 @@ def watch_timeouts(watch: WatchConfig) -> tuple[float, float]:
     return each, each
 
 
-def known_accounts(settings: Settings) -> list[str]:
-    """Return the accounts of the configured venue that have safety files; of emulators only the newest one's."""
-    running = running_emulator_uid(settings) if settings.execution.venue == "emulator" else None
-    form = re.compile(rf"({re.escape(settings.execution.venue)})_([0-9A-Za-z.-]+)")
-    folders = settings.live_dir.iterdir() if settings.live_dir.is_dir() else ()
-    found = (form.fullmatch(folder.name) for folder in folders if folder.is_dir())
-    accounts = sorted(f"{match[1]}:{match[2]}" for match in found if match is not None)
-    return [account for account in accounts if running is None or account == f"emulator:{running}"]
-
-
 def _open(
     settings: Settings, clock: Clock, environ: Mapping[str, str] | None, stop: threading.Event, say: Teller
 ) -> OpenedVenue | None:
@@ -128,7 +117,7 @@ def _open(
         accounts = known_accounts(settings)
         if len(accounts) == 1:
             try:
-                SafetyFiles(folder_of(settings.live_dir, accounts[0]), accounts[0], clock).beat(
+                SafetyFiles.of(settings.live_dir, accounts[0], clock).beat(
                     NAME, blind_s=round(boot_seconds() - begun, 1), failures=0
                 )
             except OSError as error:

@@ -156,6 +156,17 @@ class SafetyFiles:
         self._marker = folder / MARKER
         self._counters: dict[str, int] = {}
 
+    @classmethod
+    def of(cls, live_dir: Path, account: str, clock: Clock | None = None) -> SafetyFiles:
+        """Return those of an account in ``settings.live_dir``.
+
+        Raises
+        ------
+        UsageError
+            If the account's name is not one that a folder can have.
+        """
+        return cls(folder_of(live_dir, account), account, clock)
+
     # --- halt
 
     def halt(self, actor: str, reason: str, now_ms: int, *, keep_position: bool = False) -> Halt:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -287,6 +288,16 @@ def running_emulator_uid(settings: Settings) -> int | None:
         return int(json.loads((emulator_folder(settings) / RUNNING_FILE).read_text(encoding="utf-8"))["uid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def known_accounts(settings: Settings) -> list[str]:
+    """Return the accounts of the configured venue that have safety files; of emulators only the newest one's."""
+    running = running_emulator_uid(settings) if settings.execution.venue == "emulator" else None
+    form = re.compile(rf"({re.escape(settings.execution.venue)})_([0-9A-Za-z.-]+)")
+    folders = settings.live_dir.iterdir() if settings.live_dir.is_dir() else ()
+    found = (form.fullmatch(folder.name) for folder in folders if folder.is_dir())
+    accounts = sorted(f"{match[1]}:{match[2]}" for match in found if match is not None)
+    return [account for account in accounts if running is None or account == f"emulator:{running}"]
 
 
 def paper_folder(settings: Settings) -> Path:

@@ -164,7 +164,15 @@ def read_lookback(
     """
     end_ms = decision.ts + decision.market.timeframe.ms
     stored, versions = _stored_timeframes(con, decision, names, start_ms, end_ms, forgiven)
+    return read_stored(con, decision, stored, start_ms), versions
+
+
+def read_stored(
+    con: duckdb.DuckDBPyConnection, decision: Decision, stored: Mapping[str, Timeframe], start_ms: int
+) -> dict[str, SettledSeries]:
+    """Read series whose stored timeframes are known as :func:`read_lookback` does, without asking what checks said."""
     own, delay = decision.market.timeframe, decision.settle_delay_ms
+    end_ms = decision.ts + own.ms
     wanted = [
         Stretch(name, timeframe, start_ms - read_margin_ms(name, timeframe, own, delay), end_ms)
         for name, timeframe in stored.items()
@@ -178,7 +186,7 @@ def read_lookback(
         known_by_ms=decision.known_by_ms,
         snapshot_ms=decision.snapshot_ms,
     )
-    return {name: SettledSeries(name, stored[name], columns) for name, columns in found.items()}, versions
+    return {name: SettledSeries(name, stored[name], columns) for name, columns in found.items()}
 
 
 def _stored_timeframes(

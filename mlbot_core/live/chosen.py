@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from mlbot_core.clock import Clock
 from mlbot_core.config import Settings
 from mlbot_core.config.models import META_MODEL
 from mlbot_core.errors import MissingDataError, MlbotError
@@ -19,11 +20,11 @@ from mlbot_core.features.sets import configured_set
 from mlbot_core.models.base import FeatureMismatchError
 from mlbot_core.models.loading import Loaded, Venue, load_base, load_candidate, load_champion
 from mlbot_core.models.meta import AGE, SCORE
-from mlbot_core.models.registry import Registry
+from mlbot_core.models.registry import Registry, open_registry
 from mlbot_core.models.registry_events import Slot
 from mlbot_core.models.registry_state import Entry, RegistryState
 from mlbot_core.timeframe import Market
-from mlbot_core.validation.trials import TrialLedger
+from mlbot_core.validation.trials import TrialLedger, open_ledger
 
 Role = Literal["champion", "candidate", "challenger", "base"]
 _FORECASTS: Final = "forecasts|"
@@ -112,15 +113,8 @@ def stacked_by(entry: Entry) -> tuple[Base, ...]:
     return tuple(found)
 
 
-def load_cast(
-    registry: Registry,
-    ledger: TrialLedger,
-    settings: Settings,
-    source: str,
-    market: Market,
-    venue: Venue,
-) -> Cast:
-    """Load every model that forecasts a market.
+def load_cast(settings: Settings, clock: Clock, source: str, market: Market, venue: Venue) -> Cast:
+    """Load every model that forecasts a market, as registry and gate say now.
 
     Raises
     ------
@@ -129,8 +123,9 @@ def load_cast(
     RegistryTamperedError, RegistryError
         If the registry cannot be believed or read.
     """
+    registry = open_registry(settings.home, clock)
     state = registry.state()
-    loader = _Loader(registry, ledger, settings, venue)
+    loader = _Loader(registry, open_ledger(settings.home, clock), settings, venue)
     refused: list[Refused] = []
     found: dict[str, Speaker] = {}
     own = _slots(state, source, market.symbol, str(market.timeframe))

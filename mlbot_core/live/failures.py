@@ -10,7 +10,7 @@ from mlbot_core.config import Settings
 from mlbot_core.decision.state import DATA_STALE
 from mlbot_core.execution.ledger import ExecutionLedger, open_ledger
 from mlbot_core.execution.ledger_risk import AlertLevel
-from mlbot_core.execution.risk_watch_main import known_accounts
+from mlbot_core.execution.venues import known_accounts
 from mlbot_core.timeframe import Market
 
 OWNER: Final = "live run"

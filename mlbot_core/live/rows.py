@@ -27,14 +27,13 @@ from mlbot_core.clock import format_utc
 from mlbot_core.config import TargetConfig
 from mlbot_core.errors import MissingDataError
 from mlbot_core.features.build import build_features
-from mlbot_core.features.incremental import Decision, read_lookback
+from mlbot_core.features.incremental import Decision, read_lookback, read_stored
 from mlbot_core.features.panel import SettledSeries, build_panel
-from mlbot_core.features.panel_columns import joins_as_of, read_margin_ms
+from mlbot_core.features.panel_columns import joins_as_of
 from mlbot_core.features.registry import FeatureSet
 from mlbot_core.live.pull import expected_open
 from mlbot_core.targets import build_targets, target_lookback
 from mlbot_core.timeframe import DAY_MS, Timeframe
-from mlbot_core.warehouse.read_many import Stretch, settled_many
 
 MIN_KNOWN: Final = 0.9
 """A row with a smaller share of its features known forecasts nothing: the rule of the training data."""
@@ -190,22 +189,7 @@ def read_bar_again(
 
     What a check said of a month may have changed since; what the bars were at T and S has not.
     """
-    own, delay = moment.market.timeframe, moment.settle_delay_ms
-    start, end = _start(moment, features, rows), moment.ts + own.ms
-    wanted = [
-        Stretch(name, timeframe, start - read_margin_ms(name, timeframe, own, delay), end)
-        for name, timeframe in stored.items()
-    ]
-    found = settled_many(
-        con,
-        wanted,
-        source=moment.source,
-        symbol=moment.market.symbol,
-        settle_delay_ms=delay,
-        known_by_ms=moment.known_by_ms,
-        snapshot_ms=moment.snapshot_ms,
-    )
-    return {name: SettledSeries(name, stored[name], columns) for name, columns in found.items()}
+    return read_stored(con, moment, stored, _start(moment, features, rows))
 
 
 def compute_row(series: Mapping[str, SettledSeries], moment: Moment, features: FeatureSet, rows: int) -> BarRow:

@@ -22,17 +22,15 @@ from mlbot_core.decision.edges import FULL_SIZE, edge_of
 from mlbot_core.errors import MissingDataError, UsageError
 from mlbot_core.features.sets import configured_set
 from mlbot_core.live.asking import ask, served_features, usable_rows
-from mlbot_core.live.chosen import Base, Cast, Refused, Speaker, load_cast, stacked_by
+from mlbot_core.live.chosen import Base, Refused, Speaker, load_cast, stacked_by
 from mlbot_core.live.code import Code, code_now
 from mlbot_core.live.pull import wanted_series
 from mlbot_core.live.rows import MIN_KNOWN, BarRow, Input, Moment, compute_row, read_bar
 from mlbot_core.live.signal_store import Signal, SignalKey, read_signals, write_signals
 from mlbot_core.live.stacking import Stacked, max_age_of, missing_bases, newest_bar, stack_bar, wait_for
 from mlbot_core.models.loading import Venue
-from mlbot_core.models.registry import open_registry
 from mlbot_core.models.registry_state import Entry
 from mlbot_core.timeframe import Market
-from mlbot_core.validation.trials import open_ledger
 from mlbot_core.warehouse import Warehouse
 
 
@@ -160,13 +158,12 @@ def forecast_newest(
             "closed bar"
         )
     moment = Moment(source, market, opened, delay)
+    at = venue or settings.execution.venue
+    # loading takes a while: what can be done before the decision time is
+    cast = load_cast(settings, clock, source, market, at)
     # whoever comes early would not see what becomes known until then, and a replay would
     while (left := moment.decision_ms - clock.now_ms()) > 0:
         clock.sleep(left / 1000)
-    at = venue or settings.execution.venue
-    cast = load_cast(
-        open_registry(settings.home, clock), open_ledger(settings.home, clock), settings, source, market, at
-    )
     task = _Task(store, settings, moment, at, run_id, code_now())
     signals, made = _forecast_own(task, [one for one in cast.speakers if not _is_meta(one)])
     metas = [one for one in cast.speakers if _is_meta(one)]
@@ -362,14 +359,7 @@ def _make_others(task: _Task, bases: Sequence[Base]) -> None:
     missing = missing_bases(task.store, task.source, [b for b in bases if b.market != task.market], close)
     for market in sorted({base.market for base in missing}):
         mine = [base for base in missing if base.market == market]
-        cast: Cast = load_cast(
-            open_registry(task.settings.home, task.store.clock),
-            open_ledger(task.settings.home, task.store.clock),
-            task.settings,
-            task.source,
-            market,
-            task.venue,
-        )
+        cast = load_cast(task.settings, task.store.clock, task.source, market, task.venue)
         wanted = {base.version for base in mine}
         speakers = [one for one in cast.speakers if one.entry.version in wanted]
         other = replace(task, moment=replace(task.moment, market=market, ts=newest_bar(mine[0], close)))

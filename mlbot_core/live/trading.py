@@ -18,20 +18,17 @@ from mlbot_core.execution.ledger_folds import AttemptState
 from mlbot_core.execution.limits import effective_max_position
 from mlbot_core.execution.preflight import require_mainnet
 from mlbot_core.execution.record import open_record
-from mlbot_core.execution.safety import Lease, Permit, SafetyFiles, folder_of
+from mlbot_core.execution.safety import Lease, Permit, SafetyFiles
 from mlbot_core.execution.sending import ExecutionRules
-from mlbot_core.execution.trader import CycleReport, Decided, Status, Trader
+from mlbot_core.execution.trader import ACTOR, CycleReport, Decided, Status, Trader
 from mlbot_core.execution.venues import OpenedVenue, open_broker
 from mlbot_core.live.chosen import load_cast
 from mlbot_core.live.failures import note_good_run
 from mlbot_core.live.observation import Said, forecast_to_decide, said_of
 from mlbot_core.live.signals import Forecasted, forecast_newest
-from mlbot_core.models.registry import open_registry
 from mlbot_core.timeframe import Market
-from mlbot_core.validation.trials import open_ledger as open_trials
 from mlbot_core.warehouse import Warehouse
 
-BEAT: Final = "trader"
 _BLIND_PAUSE_S: Final = 3.0
 
 
@@ -50,8 +47,8 @@ class Desk:
 def open_desk(settings: Settings, clock: Clock, environ: Mapping[str, str] | None = None) -> Iterator[Desk]:
     """Open the configured account and its book for the length of a ``with`` block.
 
-    The process shows that it lives before it can send anything, and says goodbye at the end: the dead-man ends it with
-    the risk watch should that fall silent.
+    The trader shows that it lives before it can send anything, and says goodbye at the end: the dead-man ends its
+    process should the risk watch fall silent.
 
     Raises
     ------
@@ -69,7 +66,7 @@ def open_desk(settings: Settings, clock: Clock, environ: Mapping[str, str] | Non
     ):
         # asked anew each time; other venues than mainnet need none of it
         require_mainnet(settings, clock, env)
-        files = SafetyFiles(folder_of(settings.live_dir, opened.account), opened.account, clock)
+        files = SafetyFiles.of(settings.live_dir, opened.account, clock)
         lease = Lease(settings.execution.watch.lease_s, clock)
         with open_record(settings.home, clock, opened.account, env) as record:
             first = record.first_trade_ms()
@@ -91,11 +88,10 @@ def open_desk(settings: Settings, clock: Clock, environ: Mapping[str, str] | Non
             renew=lease.renew,
             halt=files,
         )
-        files.beat(BEAT)
         try:
             yield Desk(trader, ledger, opened, files, clock)
         finally:
-            files.farewell(BEAT)
+            files.farewell(ACTOR)
 
 
 @dataclass(frozen=True)
@@ -212,8 +208,9 @@ def _said(
             forecasted = forecast_newest(store, settings, source, market, ts, run_id=run_id)
         except (MissingDataError, QualityRefusedError):
             # the last forecast stands in, with its age; nothing new is entered on one that is too old
-            version = speaking_versions(store, settings, source, market).get(settings.execution.model)
-            return said_of(store, source, market, ts, settings.execution.model, version)
+            chosen = settings.execution
+            version = load_cast(settings, store.clock, source, market, chosen.venue).speaking().get(chosen.model)
+            return said_of(store, source, market, ts, chosen.model, version)
     return forecast_to_decide(store, settings, forecasted)
 
 
@@ -226,12 +223,6 @@ def bar_volume(store: Warehouse, source: str, market: Market, ts: int) -> float 
     with store.read() as con:
         row = con.execute(query, [source, market.symbol, str(market.timeframe), ts, store.clock.now_ms()]).fetchone()
     return None if row is None or row[0] is None or not row[0] > 0 else float(row[0])
-
-
-def speaking_versions(store: Warehouse, settings: Settings, source: str, market: Market) -> dict[str, str]:
-    """Return, by model type, the version that a decision at the configured venue may rest on: verified just now."""
-    registry, trials = open_registry(settings.home, store.clock), open_trials(settings.home, store.clock)
-    return load_cast(registry, trials, settings, source, market, settings.execution.venue).speaking()
 
 
 def trade_bar(desk: Desk, said: Said, until_ms: int, *, bar_volume: float | None = None) -> Traded:

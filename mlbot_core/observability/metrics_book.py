@@ -8,17 +8,14 @@ writer.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.pool import NullPool
 
 from mlbot_core.decision.state import RECONCILE, RiskState, state_from_json
 from mlbot_core.errors import MlbotError
@@ -50,9 +47,9 @@ from mlbot_core.execution.ledger_states import BAR
 from mlbot_core.execution.ledger_store import FILE_NAME
 from mlbot_core.execution.types import Execution, OrderSnapshot, WalletEvent
 from mlbot_core.observability.metrics import Latencies
+from mlbot_core.observability.read_only import read_only_engine
 from mlbot_core.timeframe import Timeframe
 
-TIMEOUT_S: Final = 2.0
 _READ: Final = (
     DECISIONS, INTENTS, CLOSINGS, ATTEMPTS, ATTEMPT_EVENTS, ORDERS, FILLS, WALLET_EVENTS, ALERTS, DELIVERIES,
     OPENINGS, FLAGS,
@@ -71,44 +68,23 @@ class BookReader:
     """
 
     def __init__(self, home: Path, url: str | None) -> None:
-        self._path = home / FILE_NAME
-        self._url = None if url is None else sa.make_url(url)
-        if self._url is not None and self._url.drivername in ("postgres", "postgresql"):
-            self._url = self._url.set(drivername="postgresql+psycopg2")
+        # the file is looked for each time: a book can begin later than its observers
+        self._file = home / FILE_NAME if url is None else None
+        self._engine = read_only_engine(home / FILE_NAME, url)
 
     @contextmanager
     def connected(self) -> Iterator[Connection | None]:
         """Yield one moment of the book; None where there is none yet."""
-        if self._url is None and not self._path.exists():
+        if self._file is not None and not self._file.exists():
             yield None
             return
-        engine = self._engine()
-        try:
-            with engine.connect() as connection:
-                if self._url is not None:
-                    connection = connection.execution_options(
-                        isolation_level="REPEATABLE READ", postgresql_readonly=True
-                    )
-                else:
-                    connection.exec_driver_sql("BEGIN")
-                whole = sa.inspect(connection).has_table(DELIVERIES.name)
-                yield connection if whole else None
-        finally:
-            engine.dispose()
-
-    def _engine(self) -> sa.Engine:
-        if self._url is not None:
-            seconds = max(1, int(TIMEOUT_S))
-            options = f"-c statement_timeout={1000 * seconds} -c default_transaction_read_only=on"
-            return sa.create_engine(
-                self._url, poolclass=NullPool, connect_args={"connect_timeout": seconds, "options": options}
-            )
-        place = f"file:{quote(str(self._path))}?mode=ro"
-
-        def connect() -> sqlite3.Connection:
-            return sqlite3.connect(place, uri=True, timeout=TIMEOUT_S, isolation_level=None)
-
-        return sa.create_engine("sqlite://", creator=connect, poolclass=NullPool)
+        with self._engine.connect() as connection:
+            if self._file is None:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            else:
+                connection.exec_driver_sql("BEGIN")
+            whole = sa.inspect(connection).has_table(DELIVERIES.name)
+            yield connection if whole else None
 
 
 def accounts_of(connection: Connection, venue: str) -> list[str]:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
 
 from mlbot_core.clock import SystemClock, parse_utc_ms
 from mlbot_core.config import Settings
 from mlbot_core.execution.safety import MARKER, SafetyFiles
 from mlbot_core.observability.metrics import Readings, Since
+from mlbot_core.observability.read_only import TIMEOUT_S, read_only_engine
 
 WATCH: Final = "risk-watch"
 _BEAT: Final = "beat-"
-_TIMEOUT_S: Final = 2.0
 # of Dagster's own; shown as zero where there is none
 _STATUSES: Final = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "SUCCESS", "FAILURE", "CANCELING", "CANCELED")
 
@@ -81,23 +78,20 @@ class DagsterMetrics:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str], every_s: float = 10.0) -> None:
         self.every_s = every_s
-        self._path = settings.dagster_home / "history" / "runs.db"
-        url = environ.get("MLBOT_PG_URL")
-        self._url = None if not url else sa.make_url(f"postgresql+psycopg2://{url.partition('://')[2]}")
+        url = environ.get("MLBOT_PG_URL") or None
+        path = settings.dagster_home / "history" / "runs.db"
+        self._file = path if url is None else None
+        self._engine = read_only_engine(path, url)
 
     def read(self) -> Readings | None:
         """Return counts of runs and ages of daemons; None where there is no storage."""
-        if self._url is None and not self._path.exists():
+        if self._file is not None and not self._file.exists():
             return None
-        engine = self._engine()
-        try:
-            with engine.connect() as connection:
-                if not sa.inspect(connection).has_table("runs"):
-                    return None
-                counts = connection.execute(sa.text("SELECT status, count(*) FROM runs GROUP BY status")).all()
-                daemons = connection.execute(sa.text("SELECT daemon_type, timestamp FROM daemon_heartbeats")).all()
-        finally:
-            engine.dispose()
+        with self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table("runs"):
+                return None
+            counts = connection.execute(sa.text("SELECT status, count(*) FROM runs GROUP BY status")).all()
+            daemons = connection.execute(sa.text("SELECT daemon_type, timestamp FROM daemon_heartbeats")).all()
         readings = Readings()
         for status, count in {**dict.fromkeys(_STATUSES, 0), **{str(s): int(n) for s, n in counts}}.items():
             readings.put("mlbot_dagster_runs", float(count), status=status)
@@ -107,17 +101,6 @@ class DagsterMetrics:
             age_s = (now_ms - parse_utc_ms(str(at))) / 1000
             readings.put("mlbot_dagster_daemon_heartbeat_age_seconds", age_s, daemon=str(daemon))
         return readings
-
-    def _engine(self) -> sa.Engine:
-        if self._url is not None:
-            options = {"connect_timeout": int(_TIMEOUT_S), "options": "-c default_transaction_read_only=on"}
-            return sa.create_engine(self._url, poolclass=NullPool, connect_args=options)
-        place = f"file:{quote(str(self._path))}?mode=ro"
-
-        def connect() -> sqlite3.Connection:
-            return sqlite3.connect(place, uri=True, timeout=_TIMEOUT_S)
-
-        return sa.create_engine("sqlite://", creator=connect, poolclass=NullPool)
 
 
 class EmulatorMetrics:
@@ -146,6 +129,6 @@ class EmulatorMetrics:
         return readings
 
     def _ask(self, path: str) -> list[Any]:
-        with urllib.request.urlopen(f"{str(self._url).rstrip('/')}{path}", timeout=_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(f"{str(self._url).rstrip('/')}{path}", timeout=TIMEOUT_S) as answer:
             found: Any = json.load(answer)
         return found if isinstance(found, list) else list(found.get("log", ()))

@@ -12,7 +12,7 @@ from mlbot_core.cli.live_services import live_set
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.emulator.exchange.options import keys_of
 from mlbot_core.errors import UsageError
-from mlbot_core.execution.risk_watch_main import known_accounts
+from mlbot_core.execution.venues import known_accounts
 
 
 def settings_of(home: Path, **more: str) -> Settings:
