@@ -91,21 +91,22 @@ def show_regret(found: dict[str, dict[str, np.ndarray]]) -> list[dict[str, Any]]
 def show_coverage(repetitions: int, decisions: int) -> list[dict[str, Any]]:
     rows = []
     print(
-        f"\n{'log of':20} {'estimator':10} {'stated':>7} {'covered':>8} {'+- 2 se':>8} {'bias':>8} {'width':>7} "
+        f"\n{'log of':20} {'estimator':10} {'stated':>7} {'covered':>8} {'2 se':>8} {'bias':>8} {'width':>7} "
         f"{'eff. n':>7}"
     )
     for behaviour in BEHAVIOURS:
-        for level in (0.8, 0.95):
-            found = coverage(
-                sizing_bandit(3, tails=5), behaviour, decisions=decisions, repetitions=repetitions, level=level
+        bandit = sizing_bandit(3, tails=5)
+        for c in coverage(bandit, behaviour, decisions=decisions, repetitions=repetitions, levels=(0.8, 0.95)):
+            error = 2 * np.sqrt(c.level * (1 - c.level) / c.repetitions)
+            inside = abs(c.rate - c.level) <= 2 * error
+            rows.append(
+                {"log": behaviour, "estimator": c.estimator, "level": c.level, "rate": c.rate, "inside": bool(inside)}
             )
-            for c in found:
-                error = 2 * np.sqrt(c.rate * (1 - c.rate) / c.repetitions)
-                rows.append({"log": behaviour, "estimator": c.estimator, "level": level, "rate": c.rate})
-                print(
-                    f"{behaviour:20} {c.estimator:10} {level:7.0%} {c.rate:8.1%} {error:8.1%} {c.bias:+8.4f} "
-                    f"{c.width:7.3f} {c.effective:7.0f}"
-                )
+            print(
+                f"{behaviour:20} {c.estimator:10} {c.level:7.0%} {c.rate:8.1%} {error:8.1%} {c.bias:+8.4f} "
+                f"{c.width:7.3f} {c.effective:7.0f} {'' if inside else 'OUTSIDE 4 se'}",
+                flush=True,
+            )
     return rows
 
 
@@ -150,16 +151,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--coverage", action="store_true", help="only how often intervals cover the truth")
     parser.add_argument("--archive", action="store_true", help="the stored evaluations under MLBOT_HOME too")
     options = parser.parse_args()
     began = time.perf_counter()
     steps, seeds, repetitions, decisions = (300, 2, 20, 100) if options.quick else (2_000, 20, 1_000, 300)
-    found = regrets(steps, seeds)
-    plot(found, RESULTS / "bandit-regret.png")
-    document: dict[str, Any] = {"regret": show_regret(found), "coverage": show_coverage(repetitions, decisions)}
+    document: dict[str, Any] = {}
+    if not options.coverage:
+        found = regrets(steps, seeds)
+        plot(found, RESULTS / "bandit-regret.png")
+        document["regret"] = show_regret(found)
+    document["coverage"] = show_coverage(repetitions, decisions)
     if options.archive:
         document["archive"] = show_archive()
-    print(f"\n{time.perf_counter() - began:.0f} s; plot: {RESULTS / 'bandit-regret.png'}")
+    print(f"\n{time.perf_counter() - began:.0f} s; the plot of regret is {RESULTS / 'bandit-regret.png'}")
     if options.json:
         print(json.dumps(document))
 

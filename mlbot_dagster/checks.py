@@ -19,7 +19,9 @@ DESCRIPTIONS = {
     "forecast_drift": "The newest fold's forecasts are distributed as those of the folds before it.",
     "bookkeeping": "An independent bookkeeping (vectorbt) of the same fills has the same equity.",
     "replay": "The stored log, folded again, gives the same policy bit for bit.",
-    "promotion": "The learned sizes beat every baseline and no position. Failing keeps volatility targeting.",
+    "parity": "The day of live trading, simulated again, is the same within tolerance, and every bar was decided.",
+    "same_bars": "Champion and challenger were asked on every bar that they are compared on.",
+    "promotion": "The learned sizes beat every baseline and no position. Failing leaves the sizes as they are.",
     "criteria": "The user's criteria at the traded size and at unit exposure. Failing refuses promotion, nothing else.",
 }
 

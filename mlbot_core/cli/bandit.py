@@ -12,12 +12,11 @@ from mlbot_core.clock import Clock, clock_from_env, format_utc
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.errors import MlbotError, UsageError
 from mlbot_core.timeframe import Market
-from mlbot_core.warehouse import Warehouse
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Learned position sizes: volatility targeting stays until one was evaluated and promoted.",
+    help="Learned position sizes: used where a policy was evaluated and promoted, else the whole cap as backtested.",
 )
 
 Source = Annotated[str | None, typer.Option("--source", "-s", help="Where the bars come from; default: as configured.")]
@@ -94,6 +93,7 @@ def promote(
     """Let a market use the evaluated policy, if the evaluation, made again now, passes. Exit status 1 if not."""
     from mlbot_core.decision.bandit_log import BanditLog
     from mlbot_core.research.bandit_store import promote_stored
+    from mlbot_core.warehouse import Warehouse
 
     settings, clock = load_settings(), clock_from_env()
     request = _request(settings, clock, source, symbol, interval, model)
@@ -126,11 +126,11 @@ def off(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Only this model type.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Size by volatility targeting again, everywhere or where the options say; works whatever else is broken."""
+    """Take a promoted policy out of use: volatility targeting from now on. Works whatever else is broken."""
     from mlbot_core.config.models import MODEL_NAMES
     from mlbot_core.config.settings import SOURCE_NAMES
+    from mlbot_core.decision.bandit_live import line_of
     from mlbot_core.decision.bandit_log import BanditLog
-    from mlbot_core.research.bandit_data import line_of
 
     settings, clock = load_settings(), clock_from_env()
     log = BanditLog(settings.home, clock)
@@ -154,7 +154,11 @@ def off(
         output.emit_json({"off": lines, "not_logged": problem})
         return
     console = output.console()
-    console.print(f"off: {len(lines)} combinations of source, market and model size by volatility targeting")
+    console.print(
+        f"off: no learned sizes for {len(lines)} combinations of source, market and model; volatility targeting where "
+        "a policy was in use, the whole cap as backtested elsewhere",
+        soft_wrap=True,
+    )
     if problem is not None:
         console.print(f"it holds, but could not be written into the log: {problem}", style="yellow", markup=False)
 
@@ -164,6 +168,7 @@ def status(as_json: Json = False) -> None:
     """Show what is used where, what was evaluated, and what was promoted and turned off."""
     from mlbot_core.decision.bandit_log import BanditLog
     from mlbot_core.research.bandit_store import stored_evaluations
+    from mlbot_core.warehouse import Warehouse
 
     settings, clock = load_settings(), clock_from_env()
     log = BanditLog(settings.home, clock)
@@ -180,7 +185,7 @@ def status(as_json: Json = False) -> None:
         return
     console = output.console()
     if not rows:
-        console.print("Nothing was evaluated yet: volatility targeting everywhere. Try: mlbot bandit evaluate")
+        console.print("Nothing was evaluated yet: the whole cap is used, as backtested. Try: mlbot bandit evaluate")
         return
     columns = ("line", "sizes by", "policy", "updates", "open", "evaluated", "verdict")
     console.print(output.table("Position sizes", columns, [[row[name] for name in columns] for row in rows]))
@@ -215,8 +220,10 @@ def table_of(summary: Mapping[str, Any]) -> Any:
 
 
 def _state(log: Any, line: str, evaluated: Mapping[str, Any] | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"line": line, "sizes by": "volatility target", "policy": "", "updates": "", "open": ""}
+    row: dict[str, Any] = {"line": line, "sizes by": "whole cap", "policy": "", "updates": "", "open": ""}
     try:
+        if log.was_promoted(line):
+            row["sizes by"] = "volatility target"
         state = log.state(line)
         if state is not None:
             row |= {"sizes by": "bandit", "policy": state.version[:12], "updates": state.updates}
@@ -232,6 +239,7 @@ def _state(log: Any, line: str, evaluated: Mapping[str, Any] | None) -> dict[str
 def _newest(settings: Settings, clock: Clock, source: str, market: Market, kind: str) -> list[dict[str, Any]]:
     from mlbot_core.backtest.dataset import BacktestRequest
     from mlbot_core.research.bandit_store import newest_evaluation
+    from mlbot_core.warehouse import Warehouse
 
     request = BacktestRequest(source, market, kind, settings.intervals.settle_delay_ms(source), clock.now_ms(), "cli")
     found = newest_evaluation(Warehouse(settings.warehouse_path, clock), request)

@@ -131,7 +131,7 @@ class BanditEvaluationConfig(Frozen):
 
 
 class BanditConfig(Frozen):
-    """``bandit.yaml``.
+    """``bandit.yaml``: how the size of a position is learned, and what must hold before that is believed.
 
     Parameters
     ----------

@@ -190,13 +190,14 @@ def arm_rows(spec: PolicySpec, context: npt.ArrayLike) -> FloatArray:
     if x.shape != (spec.n_context,):
         raise BanditError(f"a context of shape {x.shape} was given to a bandit of {spec.n_context} numbers")
     rows = np.zeros((len(ARMS), spec.dimension))
-    for a, m in enumerate(ARMS):
-        if spec.features == "shared":
-            # 0 x infinity is NaN, which gives arm 0
-            with np.errstate(invalid="ignore"):
-                rows[a, :-1] = m * x
-            rows[a, -1] = m * m
-        else:
+    if spec.features == "shared":
+        shares = np.array(ARMS)
+        # 0 x infinity is NaN, which gives arm 0
+        with np.errstate(invalid="ignore"):
+            rows[:, :-1] = shares[:, None] * x
+        rows[:, -1] = shares * shares
+    else:
+        for a in range(len(ARMS)):
             rows[a, a * len(x) : (a + 1) * len(x)] = x
     return rows
 

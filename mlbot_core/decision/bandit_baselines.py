@@ -77,7 +77,7 @@ def fractional_kelly(fraction: float, max_position: float, context: Context) -> 
 
 
 def volatility_target_arm(target: float, context: Context) -> int:
-    """Return volatility targeting's arm: what is traded wherever no bandit is promoted."""
+    """Return volatility targeting's arm: what is traded where a promoted policy is off or cannot be asked."""
     return nearest_arm(volatility_target(target, context))
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from mlbot_core.config.bandit import BanditConfig
 from mlbot_core.decision.bandit import ARMS
 from mlbot_core.decision.bandit_baselines import VOLATILITY_TARGET, volatility_target_arm
 from mlbot_core.decision.bandit_context import Context
-from mlbot_core.decision.bandit_log import BanditLog
+from mlbot_core.decision.bandit_log import Action, BanditLog
 from mlbot_core.errors import MlbotError
+from mlbot_core.timeframe import Market
 
 BANDIT: Final = "bandit"
 
@@ -26,12 +27,20 @@ class Sized:
     by
         ``bandit`` or ``volatility target``.
     problem
-        Why a promoted policy could not be asked, for an alert; None where nothing is wrong.
+        Why a promoted policy could not be asked; None where nothing is wrong.
+    action
+        What stands in the log; None where the bandit chose nothing.
     """
 
     multiplier: float
     by: str
     problem: str | None = None
+    action: Action | None = field(default=None, compare=False)
+
+
+def line_of(source: str, market: Market, model_type: str) -> str:
+    """Return the name under which a model's sizes are logged: ``archive BTC-2h lightgbm``."""
+    return f"{source} {market} {model_type}"
 
 
 def size_of(log: BanditLog, line: str, decision_id: str, context: Context, config: BanditConfig) -> Sized:
@@ -48,7 +57,14 @@ def size_of(log: BanditLog, line: str, decision_id: str, context: Context, confi
     """
     fallback = ARMS[volatility_target_arm(config.baselines.target_volatility, context)]
     try:
-        choice = log.act(line, decision_id, context, explore=config.explore_live)
+        # asked again after a crash, the account may look otherwise: what was chosen then stands
+        known = log.action(line, decision_id) if log.promoted(line) is not None else None
+        if known is None:
+            if log.act(line, decision_id, context, explore=config.explore_live) is None:
+                return Sized(fallback, VOLATILITY_TARGET)
+            known = log.action(line, decision_id)
     except MlbotError as error:
         return Sized(fallback, VOLATILITY_TARGET, str(error))
-    return Sized(fallback, VOLATILITY_TARGET) if choice is None else Sized(choice.multiplier, BANDIT)
+    if known is None:
+        return Sized(fallback, VOLATILITY_TARGET, f"the log of {line} does not keep what was written into it")
+    return Sized(known.choice.multiplier, BANDIT, action=known)

@@ -51,6 +51,8 @@ from mlbot_core.decision.bandit_rows import (
     read_action,
     read_actions,
     read_promoted,
+    read_promotion,
+    states_since,
 )
 from mlbot_core.errors import MlbotError
 from mlbot_core.models.canonical import canonical_json
@@ -179,6 +181,29 @@ class BanditLog:
         nothing: list[tuple[Action, float | None]] = []
         return self._store.reading(ACTIONS, lambda connection: read_actions(connection, line), nothing)
 
+    def action(self, line: str, decision_id: str) -> Action | None:
+        """Return what was chosen for a decision; None where nothing was."""
+        return self._store.reading(ACTIONS, lambda connection: read_action(connection, line, decision_id), None)
+
+    def was_promoted(self, line: str) -> bool:
+        """Return whether a policy of the line was ever promoted, whatever came of it since."""
+        return self._store.reading(EVENTS, lambda connection: newest_kind(connection, line) is not None, False)
+
+    def again(self, line: str, decision_id: str) -> tuple[Action, Choice]:
+        """Return a logged action, and what comes out when it is chosen again from the log as it stood then.
+
+        Neither the policy in use nor anything that was settled afterwards is asked.
+
+        Raises
+        ------
+        BanditLogError, BanditError
+            If there is no such action, or the log does not lead to the state that chose.
+        """
+        found = self._store.reading(ACTIONS, lambda connection: _chosen_again(connection, line, decision_id), None)
+        if found is None:
+            raise BanditLogError(f"decision {decision_id} of {line} is not in the bandit's log")
+        return found
+
     def pending(self, line: str) -> list[Action]:
         """Return the actions without a reward: what is to be settled when their periods are over."""
         return [action for action, reward in self.actions(line) if reward is None]
@@ -251,6 +276,20 @@ class BanditLog:
 
     def _marker(self, line: str) -> Path:
         return self._home / OFF_FOLDER / hashlib.sha256(line.encode()).hexdigest()[:32]
+
+
+def _chosen_again(connection: Connection, line: str, decision_id: str) -> tuple[Action, Choice] | None:
+    action = read_action(connection, line, decision_id)
+    if action is None:
+        return None
+    base = read_promotion(connection, line, action.base)
+    for state in states_since(connection, line, base):
+        if state.version == action.state:
+            vector = context_vector(action.context, base.scale)
+            return action, choose(state, vector, f"{line}|{decision_id}", explore=action.choice.explored)
+    raise BanditLogError(
+        f"the log of {line} does not lead to the state {action.state[:12]} that chose for decision {decision_id}"
+    )
 
 
 def _refused(place: str, cause: str) -> BanditLogError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,15 +112,30 @@ def fold(base: BanditState, settled: Sequence[tuple[Sequence[float], int, float]
 
     A decision whose context could not be judged (its numbers are NaN) taught nothing and is passed over.
     """
+    return deque(_states(base, settled), maxlen=1).pop()
+
+
+def _states(base: BanditState, settled: Sequence[tuple[Sequence[float], int, float]]) -> Iterator[BanditState]:
+    """Return a policy, and what it was after each of the rewards."""
     state = base
+    yield state
     for vector, arm, reward in settled:
         if all(value == value for value in vector):
             state = update(state, vector, arm, reward)
-    return state
+            yield state
 
 
 def folded(connection: Connection, line: str, base: Promoted) -> BanditState:
     """Return a line's policy after everything that was settled since its promotion."""
+    return fold(base.state, _settled(connection, line, base))
+
+
+def states_since(connection: Connection, line: str, base: Promoted) -> Iterator[BanditState]:
+    """Return what a line's policy was after each of the decisions that were settled since its promotion."""
+    return _states(base.state, _settled(connection, line, base))
+
+
+def _settled(connection: Connection, line: str, base: Promoted) -> list[tuple[list[float], int, float]]:
     query = (
         sa.select(ACTIONS.c.vector, ACTIONS.c.arm, REWARDS.c.reward)
         .join(
@@ -130,7 +146,7 @@ def folded(connection: Connection, line: str, base: Promoted) -> BanditState:
         .order_by(REWARDS.c.seq)
     )
     rows = connection.execute(query)
-    return fold(base.state, [(floats(vector), int(arm), float.fromhex(reward)) for vector, arm, reward in rows])
+    return [(floats(vector), int(arm), float.fromhex(reward)) for vector, arm, reward in rows]
 
 
 def newest_kind(connection: Connection, line: str) -> str | None:
@@ -151,6 +167,26 @@ def read_promoted(connection: Connection, line: str) -> Promoted | None:
     row = connection.execute(query).mappings().first()
     if row is None or row["kind"] != "promoted":
         return None
+    return _promotion(line, row)
+
+
+def read_promotion(connection: Connection, line: str, version: str) -> Promoted:
+    """Return a line's policy of a version as it was promoted, whether or not it is in use.
+
+    Raises
+    ------
+    BanditLogError, BanditError
+        If it was never promoted, or is damaged.
+    """
+    where = sa.and_(EVENTS.c.line == line, EVENTS.c.kind == "promoted", EVENTS.c.version == version)
+    query = sa.select(EVENTS).where(where).order_by(EVENTS.c.seq).limit(1)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise BanditLogError(f"the policy {version[:12]} of {line} was never promoted in this log")
+    return _promotion(line, row)
+
+
+def _promotion(line: str, row: Any) -> Promoted:
     try:
         body = json.loads(row["body"])
         state = state_from_json(body["state"])

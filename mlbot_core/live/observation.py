@@ -19,6 +19,7 @@ An age is counted from the close of the forecast's bar to the close of the decid
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,6 +51,8 @@ class Said:
         That it was made from; None where there is none.
     reason
         In words, what was stale or missing and what that did; empty where nothing was.
+    size
+        Where its share of the cap comes from (:mod:`mlbot_core.live.sizing`); None where nobody sized it.
     """
 
     market: Market
@@ -57,14 +60,16 @@ class Said:
     forecast: Forecast
     signal: Signal | None
     reason: str
+    size: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return what a decision keeps of it as its caller's ``signal``: the key and digests, None where there is none.
 
         The vector itself stays in the table of signals; its hash says which one it was.
         """
+        size = {} if self.size is None else {"size": dict(self.size)}
         if self.signal is None:
-            return {"key": None, "reason": self.reason}
+            return {"key": None, "reason": self.reason, **size}
         one = self.signal
         return {
             "key": one.key.as_json(),
@@ -78,6 +83,7 @@ class Said:
             "late": one.late,
             "stale_inputs": list(one.stale_inputs),
             "reason": self.reason,
+            **size,
         }
 
 

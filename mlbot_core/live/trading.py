@@ -26,6 +26,7 @@ from mlbot_core.live.chosen import load_cast
 from mlbot_core.live.failures import note_good_run
 from mlbot_core.live.observation import Said, forecast_to_decide, said_of
 from mlbot_core.live.signals import Forecasted, forecast_newest
+from mlbot_core.live.sizing import sized
 from mlbot_core.timeframe import Market
 from mlbot_core.warehouse import Warehouse
 
@@ -189,6 +190,7 @@ def decide_and_trade(
     with open_desk(settings, clock, environ) as desk:
         # the forecast is there: what an earlier run raised because it had none is over
         note_good_run(desk.ledger, desk.venue.contract)
+        said = sized(store, settings, desk.ledger, source, desk.venue.contract, said)
         until = market.timeframe.close_of(bar) + round(settings.execution.orders.valid_share * market.timeframe.ms)
         traded = trade_bar(desk, said, until, bar_volume=bar_volume(store, source, market, bar))
     return BarDone(market, bar, said, traded, traded.decided.reason)

@@ -18,6 +18,7 @@ import pandas as pd
 from mlbot_core.clock import Clock, format_utc
 from mlbot_core.config import Settings
 from mlbot_core.config.models import META_MODEL
+from mlbot_core.decision.bandit import ARMS
 from mlbot_core.decision.state import ACTIONS, LEVELS, cause_names
 from mlbot_core.errors import MissingDataError, MlbotError
 from mlbot_core.execution.ledger import ExecutionLedger, open_ledger
@@ -28,6 +29,7 @@ from mlbot_core.features.inputs import series_of
 from mlbot_core.live.chosen import Base, stacked_by
 from mlbot_core.live.rows import Input
 from mlbot_core.live.signal_store import Signal, SignalKey, read_signal, require_signal
+from mlbot_core.live.sizing import size_in
 from mlbot_core.models.base import BASE_COLUMN, Model, load_model
 from mlbot_core.models.gate import check_artefact, gate_rows
 from mlbot_core.models.registry import Registry, open_registry
@@ -148,6 +150,7 @@ def signal_key(decision: DecisionRecord) -> SignalKey | None:
 def explain_decision(decision: DecisionRecord) -> dict[str, Any]:
     """Return a decision with its inputs and the risk state around it, in readable numbers."""
     details = decision.details
+    size = size_in(details)
     result = _readable(details.get("decision", {}))
     if result:
         result |= {
@@ -173,6 +176,7 @@ def explain_decision(decision: DecisionRecord) -> dict[str, Any]:
         "flow_seq": details.get("flow_seq"),
         "not_planned": details.get("not_planned", ""),
         "stale": said_in(decision).get("reason", ""),
+        **({} if size is None else {"size": _size(size)}),
     }
 
 
@@ -382,6 +386,16 @@ def _input(one: Input) -> dict[str, Any]:
         "age_ms": one.age_ms,
         "state": one.state,
         **({"version": one.version, "score": one.value} if one.version else {}),
+    }
+
+
+def _size(size: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: size[name] for name in ("line", "by", "side", "decision", "policy", "state", "explored", "problem")}
+    shares = size["propensities"] or []
+    return told | {
+        "multiplier": _number(size["multiplier"]),
+        "context": _readable(size["context"] or {}),
+        "propensities": {f"{arm:g}": _number(share) for arm, share in zip(ARMS, shares, strict=False)},
     }
 
 

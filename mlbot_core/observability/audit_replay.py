@@ -4,6 +4,7 @@
 part       what is made again                                                    under other code than then
 =========  ====================================================================  ==========================
 step       the decision function, from its stored inputs                         must be the same
+size       the bandit's choice, from its log as it stood then                    must be the same
 signal     that the stored signal is the one that was decided on                 must be the same
 features   the vector, from the raw versions of then (T and S of the decision)   a difference is listed
 forecast   what the registered model says of the stored vector                   a difference is listed
@@ -22,6 +23,10 @@ import pandas as pd
 
 from mlbot_core.config import TargetConfig
 from mlbot_core.config.models import META_MODEL
+from mlbot_core.decision.bandit import ARMS
+from mlbot_core.decision.bandit_baselines import volatility_target_arm
+from mlbot_core.decision.bandit_context import context_from_json, context_to_json
+from mlbot_core.decision.bandit_log import BanditLog
 from mlbot_core.decision.edges import edge_of
 from mlbot_core.errors import MissingDataError, MlbotError
 from mlbot_core.execution import evidence
@@ -33,6 +38,7 @@ from mlbot_core.live.code import code_now
 from mlbot_core.live.observation import as_forecast
 from mlbot_core.live.rows import Moment, compute_row, read_bar_again
 from mlbot_core.live.signal_store import Signal, SignalKey, code_files, read_signal
+from mlbot_core.live.sizing import size_in
 from mlbot_core.models.base import FORECAST, Model
 from mlbot_core.models.meta_training import BaseForecasts, stack
 from mlbot_core.models.registry_state import Entry
@@ -49,7 +55,7 @@ class Part:
     Parameters
     ----------
     name
-        ``step``, ``signal``, ``features`` or ``forecast``, with what it is of.
+        ``step``, ``size``, ``signal``, ``features`` or ``forecast``, with what it is of.
     outcome
         ``code changed``: it differs, and other code made it then.
     detail
@@ -119,7 +125,7 @@ def replay(audit: Audit, text: str) -> Replay:
 
 def replay_decision(audit: Audit, decision: DecisionRecord) -> Replay:
     """As :func:`replay`, of a decision in hand."""
-    parts = [replay_step(decision)]
+    parts = [replay_step(decision), *replay_size(audit, decision)]
     changes: tuple[str, ...] = ()
     key = signal_key(decision)
     if key is not None:
@@ -148,6 +154,43 @@ def replay_step(decision: DecisionRecord) -> Part:
     if float(decision.target) != target:
         different.append(f"target: stored {decision.target}, again {target!r}")
     return Part("step", "differs" if different else "same", "; ".join(different))
+
+
+def replay_size(audit: Audit, decision: DecisionRecord) -> list[Part]:
+    """Choose a decision's share of the cap again: from the context and the log of then, never by the policy in use."""
+    size = size_in(decision.details)
+    if size is None:
+        return []
+    taken = evidence.read(decision.details).forecast.multiplier
+    different = []
+    if taken.hex() != size["multiplier"]:
+        different.append(f"the decision took {taken:g} of the cap, its size says {float.fromhex(size['multiplier']):g}")
+    if size["decision"] is not None:
+        try:
+            action, again = BanditLog(audit.settings.home, audit.clock).again(size["line"], size["decision"])
+        except MlbotError as error:
+            return [Part("size", "differs", "; ".join([*different, str(error)]))]
+        kept = {
+            "multiplier": action.choice.multiplier.hex(),
+            "context": context_to_json(action.context),
+            "propensities": [p.hex() for p in action.choice.propensities],
+            "policy": action.base,
+            "state": action.state,
+            "explored": action.choice.explored,
+        }
+        different += [
+            f"{name}: the decision has {size[name]}, the log {value}"
+            for name, value in kept.items()
+            if size[name] != value
+        ]
+        if again != action.choice:
+            different.append(f"chosen then {action.choice}, again {again}")
+    elif size.get("target_volatility") is not None:
+        target = float.fromhex(size["target_volatility"])
+        arm = volatility_target_arm(target, context_from_json(size["context"]))
+        if ARMS[arm].hex() != size["multiplier"]:
+            different.append(f"volatility targeting gives {ARMS[arm]:g} of the cap again")
+    return [Part("size", "differs" if different else "same", "; ".join(different))]
 
 
 def replay_signal(audit: Audit, signal: Signal) -> list[Part]:

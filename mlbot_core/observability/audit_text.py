@@ -59,8 +59,22 @@ def _decision(decision: Mapping[str, Any]) -> Iterator[str]:
     for when in ("before", "after"):
         if decision["risk_state"][when]:
             yield f"  risk state {when}: {_pairs(decision['risk_state'][when])}"
+    if decision.get("size"):
+        yield from _size(decision["size"])
     if decision["stale"]:
         yield f"  inputs: {decision['stale']}"
+
+
+def _size(size: Mapping[str, Any]) -> Iterator[str]:
+    whose = "" if size["policy"] is None else f" {size['policy'][:_SHORT]} at state {size['state'][:_SHORT]}"
+    asked = f", chosen for {size['decision']}" if size["decision"] else ""
+    yield f"  size: {_plain(size['multiplier'])} of the cap by {size['by']}{whose} ({size['line']}){asked}"
+    if size["context"]:
+        yield f"    context: {_pairs(size['context'])}"
+    if size["propensities"]:
+        yield f"    probabilities of sizes: {_pairs(size['propensities'])}{', exploring' if size['explored'] else ''}"
+    if size["problem"]:
+        yield f"    {size['problem']}"
 
 
 def _signal(signal: Mapping[str, Any], indent: str) -> Iterator[str]:

@@ -15,7 +15,6 @@ from mlbot_core.backtest.setup import simulation_params
 from mlbot_core.config import Settings
 from mlbot_core.models.training import FORECAST_CHECKS, FORECASTS_TABLE
 from mlbot_core.research.bandit_episodes import BanditMarket
-from mlbot_core.timeframe import Market
 from mlbot_core.warehouse import Warehouse, made_partitions, read_window, require
 
 
@@ -101,8 +100,3 @@ def _spread(frame: pd.DataFrame, others: dict[str, pd.Series]) -> np.ndarray:
     square = (np.where(np.isfinite(scores), scores - mean[:, None], 0.0) ** 2).sum(axis=1) / np.maximum(count, 1)
     spread: np.ndarray = np.where(count >= 2, np.sqrt(square), np.nan) * frame["width"].to_numpy(dtype=np.float64)
     return spread
-
-
-def line_of(source: str, market: Market, model_type: str) -> str:
-    """Return the name under which a model's sizes are logged: ``archive BTC-2h lightgbm``."""
-    return f"{source} {market} {model_type}"

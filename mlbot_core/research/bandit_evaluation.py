@@ -126,7 +126,7 @@ class Evaluation:
         """The verdict in one sentence."""
         if self.passed:
             return "passed: worth more than every baseline and than no position, by simulation and from the log"
-        return "refused, volatility targeting stays: " + "; ".join(self.reasons)
+        return "refused, sizes stay as they are: " + "; ".join(self.reasons)
 
     def row(self, name: str) -> Judged:
         """Return one of the rows by its name."""

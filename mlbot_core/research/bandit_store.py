@@ -18,10 +18,11 @@ from mlbot_core.backtest.setup import simulation_params
 from mlbot_core.config import Settings
 from mlbot_core.decision.bandit import ARMS, BanditState, initial_bandit, state_to_json
 from mlbot_core.decision.bandit_context import NAMES
+from mlbot_core.decision.bandit_live import line_of
 from mlbot_core.decision.bandit_log import BanditLog, fold
 from mlbot_core.errors import MissingDataError, MlbotError
 from mlbot_core.models.canonical import canonical_json, sha256_hex
-from mlbot_core.research.bandit_data import LoadedMarket, line_of, load_market
+from mlbot_core.research.bandit_data import LoadedMarket, load_market
 from mlbot_core.research.bandit_evaluation import Evaluation, Judged, best_baseline, evaluate
 from mlbot_core.research.bandit_training import spec_of
 from mlbot_core.validation.namespaces import namespace_of

@@ -6,7 +6,7 @@ a policy's true value and regret are exact, not estimated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -178,13 +178,15 @@ def coverage(
     *,
     decisions: int,
     repetitions: int,
-    level: float = 0.95,
+    levels: Sequence[float] = (0.95,),
     max_weight: float = np.inf,
     epsilon: float = 0.3,
     draws: int = 64,
     seed: int = 0,
 ) -> list[Coverage]:
-    """Return how often IPS, SNIPS and DR cover the true value of a policy that was learned on other data.
+    """Return how often IPS, SNIPS and DR cover the true value of a policy that was learned on other data, by level.
+
+    Intervals of all levels are of the same logs.
 
     The evaluated policy and q come from a training log of the same length; the log that is evaluated on is made anew in
     every repetition by ``behaviour``, with propensities as they are logged.
@@ -195,7 +197,7 @@ def coverage(
     truth = bandit.value(target)
     q = np.array([_mean_rewards(trained, x) for x in bandit.contexts])
     fixed = _behaviour_probabilities(bandit, trained, behaviour)
-    found: dict[str, list[Estimate]] = {"IPS": [], "SNIPS": [], "DR": []}
+    found: dict[tuple[float, str], list[Estimate]] = {}
     for repetition in range(repetitions):
         rng = np.random.default_rng([seed, 7, repetition])
         rows = rng.integers(0, len(bandit.contexts), decisions)
@@ -203,12 +205,14 @@ def coverage(
             log = _learning_log(bandit, spec, rows, rng, f"{seed}|{repetition}")
         else:
             log = _fixed_log(bandit, fixed, rows, rng)
-        for name, estimate in (
-            ("IPS", ips(log, target[rows], max_weight=max_weight, level=level)),
-            ("SNIPS", snips(log, target[rows], max_weight=max_weight, level=level)),
-            ("DR", doubly_robust(log, target[rows], q[rows], max_weight=max_weight, level=level)),
-        ):
-            found[name].append(estimate)
+        p, means = target[rows], q[rows]
+        for level in levels:
+            for name, estimate in (
+                ("IPS", ips(log, p, max_weight=max_weight, level=level)),
+                ("SNIPS", snips(log, p, max_weight=max_weight, level=level)),
+                ("DR", doubly_robust(log, p, means, max_weight=max_weight, level=level)),
+            ):
+                found.setdefault((level, name), []).append(estimate)
     return [
         Coverage(
             behaviour,
@@ -220,7 +224,7 @@ def coverage(
             float(np.mean([e.interval.high - e.interval.low for e in estimates])),
             float(np.mean([e.effective_n for e in estimates])),
         )
-        for name, estimates in found.items()
+        for (level, name), estimates in found.items()
     ]
 
 

@@ -28,7 +28,7 @@ SUMMARY = {
     "judged_from_ms": 1_697_500_800_000,
     "end_ms": 1_751_328_000_000,
     "level": 0.95,
-    "verdict": "refused, volatility targeting stays: <b>not</b> significant",
+    "verdict": "refused, sizes stay as they are: <b>not</b> significant",
     "rows": [
         {
             "name": "fixed <1>",
@@ -69,7 +69,7 @@ def invoke(*words):
 
 
 def test_status_of_nothing(home):
-    assert "volatility targeting everywhere" in invoke("status").stdout
+    assert "whole cap is used" in invoke("status").stdout
     assert json.loads(invoke("status", "--json").stdout) == {"events": [], "lines": []}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,7 +22,8 @@ from mlbot_core.clock import FixedClock, parse_utc_ms
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.config.execution import OrdersConfig
 from mlbot_core.config.secrets import KeyPair
-from mlbot_core.decision.costs import Costs
+from mlbot_core.decision.costs import Costs, costs_from_fees
+from mlbot_core.decision.state import Forecast
 from mlbot_core.emulator import SyntheticMarket
 from mlbot_core.emulator.bybit_api import BybitOptions
 from mlbot_core.emulator.bybit_market import BybitMarket
@@ -34,7 +36,7 @@ from mlbot_core.execution.bybit import BybitBroker
 from mlbot_core.execution.ledger import ExecutionLedger
 from mlbot_core.execution.safety import Lease, Permit, SafetyFiles
 from mlbot_core.execution.sending import ExecutionRules
-from mlbot_core.execution.trader import Trader
+from mlbot_core.execution.trader import Status, Trader
 from mlbot_core.features.dataset import DatasetRequest, materialize_features
 from mlbot_core.live.observation import forecast_to_decide
 from mlbot_core.market import CORE_SERIES
@@ -57,6 +59,8 @@ NOW = parse_utc_ms("2024-09-20T00:00:05Z")
 FIRST = parse_utc_ms("2024-09-20T00:00:00Z")
 """The first bar that is lived through."""
 ACCOUNT = "emulator:100001"
+DAY_EDGES = (0.01, 0.01, -0.01, -0.01, math.nan, 0.01, 0.0, -0.01, -0.002, 0.004, 0.01)
+"""What is said of the bars of a day."""
 
 
 @dataclass
@@ -271,8 +275,28 @@ def desk(home: Home) -> Iterator[Desk]:
         yield Desk(home, exchange, broker)
 
 
+@pytest.fixture
+def day(desk: Desk) -> Desk:
+    """Half a day of decisions on made forecasts, at the configured costs."""
+    desk.costs = costs_from_fees(desk.home.settings.fees)
+    for n, edge in enumerate(DAY_EDGES):
+        ts = FIRST + n * 2 * HOUR_MS
+        desk.home.clock.set_ms(ts + 2 * HOUR_MS + 5_000)
+        desk.home.pull(TWO, ts)
+        desk.home.clock.sleep(1.2)
+        trader = desk.trader
+        done = trader.decide(ts, Forecast(edge, 1.0, 0), {})
+        assert done.status is Status.DECIDED
+        trader.finish(desk.home.clock.now_ms() + 60_000)
+    desk.home.at("2024-09-21T00:00:30Z")
+    desk.home.pull(TWO)
+    return desk
+
+
 @pytest.fixture(scope="session")
 def tools() -> SimpleNamespace:
     """What the tests of this room share."""
     helpers: dict[str, Callable[..., Any]] = {"derive": derive, "train_request": train_request}
-    return SimpleNamespace(SOURCE=SOURCE, TWO=TWO, FOUR=FOUR, MONTHS=MONTHS, NOW=NOW, **helpers)
+    return SimpleNamespace(
+        SOURCE=SOURCE, TWO=TWO, FOUR=FOUR, MONTHS=MONTHS, NOW=NOW, EDGES=DAY_EDGES, ACCOUNT=ACCOUNT, **helpers
+    )

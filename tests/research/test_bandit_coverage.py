@@ -9,16 +9,20 @@ import pytest
 from mlbot_core.research.bandit_synthetic import BEHAVIOURS, Behaviour, coverage, sizing_bandit
 
 REPETITIONS = 1_000
+LEVELS = (0.8, 0.95)
 
 
 @pytest.mark.prove
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-@pytest.mark.parametrize("level", [0.8, 0.95])
-def test_intervals_cover_at_their_stated_rate(behaviour: Behaviour, level: float):
+def test_intervals_cover_at_their_stated_rate(behaviour: Behaviour):
     """Within what 1,000 repetitions can tell apart (four binomial deviations), with fat-tailed rewards."""
-    found = coverage(sizing_bandit(3, tails=5), behaviour, decisions=300, repetitions=REPETITIONS, level=level)
-    tolerance = 4 * math.sqrt(level * (1 - level) / REPETITIONS)
+    found = coverage(sizing_bandit(3, tails=5), behaviour, decisions=300, repetitions=REPETITIONS, levels=LEVELS)
+    assert {(row.level, row.estimator) for row in found} == {
+        (x, name) for x in LEVELS for name in ("IPS", "SNIPS", "DR")
+    }
     for row in found:
+        level = row.level
+        tolerance = 4 * math.sqrt(level * (1 - level) / REPETITIONS)
         assert row.repetitions == REPETITIONS
         assert abs(row.rate - level) < tolerance, f"{row.behaviour} {row.estimator}: {row.rate:.3f} of {level}"
         assert abs(row.bias) < row.width / 20

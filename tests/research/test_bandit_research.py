@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from mlbot_core.backtest.dataset import BacktestRequest
 from mlbot_core.backtest.simulator import SimulationParams
+from mlbot_core.cli.main import app
+from mlbot_core.clock import FixedClock, parse_utc_ms
+from mlbot_core.config import load_settings
 from mlbot_core.config.bandit import BanditConfig
 from mlbot_core.decision.bandit import ARMS, PolicySpec, choose
+from mlbot_core.decision.bandit_baselines import volatility_target_arm
 from mlbot_core.decision.bandit_context import ContextScale
 from mlbot_core.decision.bandit_inputs import known_at_close, reward_of
+from mlbot_core.decision.bandit_live import Sized, size_of
+from mlbot_core.decision.bandit_log import BanditLog
+from mlbot_core.research import bandit_store
+from mlbot_core.research.bandit_data import LoadedMarket
 from mlbot_core.research.bandit_episodes import (
     BanditMarket,
     attribute,
@@ -24,8 +35,8 @@ from mlbot_core.research.bandit_evaluation import BANDIT, NO_POSITION, evaluate,
 from mlbot_core.research.bandit_store import decisions_table, replay
 from mlbot_core.research.bandit_synthetic import disjoint_bandit, regret, sizing_bandit
 from mlbot_core.research.bandit_training import learn, spec_of
-from mlbot_core.timeframe import HOUR_MS
-from mlbot_core.warehouse import data_version
+from mlbot_core.timeframe import HOUR_MS, Market
+from mlbot_core.warehouse import Warehouse, data_version
 
 LENGTH = 2 * HOUR_MS
 SCALE = ContextScale(0.5, 0.25)
@@ -199,7 +210,7 @@ def test_the_log_replays_to_the_same_policy_bit_for_bit():
 def test_forecasts_without_skill_are_refused():
     found = evaluate(market(6_000, 9), CONFIG, "x")
     assert not found.passed
-    assert "volatility targeting stays" in found.outcome
+    assert "sizes stay as they are" in found.outcome
     assert NO_POSITION in found.outcome
     assert found.row(BANDIT).multiplier < 0.3
 
@@ -249,3 +260,66 @@ def test_regret_lies_below_the_naive_policies(features):
         # it learns: the second half costs less than the first
         assert total[name][-1] - total[name][steps // 2] < 0.6 * total[name][steps // 2]
     assert len(ARMS) == 5
+
+
+@pytest.mark.slow
+def test_an_accepted_policy_sizes_live_decisions_until_it_is_turned_off(tmp_path, monkeypatch):
+    """Evaluated and stored, promoted by the command, asked live, turned off by the command."""
+    # wrong enough where liquidity is low that the log alone shows what leaving those forecasts is worth
+    learned = market(14_000, 10, skill=2.0, hidden=4.0)
+    line = "archive BTC-2h lightgbm"
+    monkeypatch.setenv("MLBOT_HOME", str(tmp_path))
+    monkeypatch.setenv("MLBOT_SOURCE", "archive")
+    monkeypatch.setenv("MLBOT_CLOCK", "fixed:2025-07-02T00:00:00Z")
+    settings, clock = load_settings(), FixedClock(parse_utc_ms("2025-07-02T00:00:00Z"))
+    request = BacktestRequest("archive", Market.parse("BTC-2h"), "lightgbm", 87_000, clock.now_ms(), "test")
+    data = SimpleNamespace(latency_ms=3_000, market=request.market, synthetic=True)
+
+    def made_up(_warehouse, asked, _settings):
+        # only where the forecasts come from is the test's; all that is made of them is not
+        assert asked.model_type == "lightgbm"
+        return LoadedMarket(learned, "archive", "lightgbm", "f" * 64, data)
+
+    monkeypatch.setattr(bandit_store, "load_market", made_up)
+    warehouse = Warehouse(settings.warehouse_path, clock)
+    with warehouse.write() as con:
+        con.execute("SELECT 1")
+    log = BanditLog(settings.home, clock)
+    quiet, busy = (replace(found, drawdown=0.0) for found in _extremes(learned))
+
+    def size(name, context):
+        return size_of(log, line, name, context, settings.bandit)
+
+    targeting = ARMS[volatility_target_arm(0.5, quiet)]
+    assert size("before", quiet) == Sized(targeting, "volatility target")
+    assert targeting > 0.0
+    promote = ["bandit", "promote", "-i", "2h", "--why", "for a test"]
+    refused = CliRunner().invoke(app, promote)
+    assert refused.exit_code != 0
+    assert "no evaluation" in refused.output
+    done = bandit_store.evaluate_stored(warehouse, request, settings)
+    assert done.evaluation.passed, done.evaluation.outcome
+    assert all(verdict.passed for verdict in done.outcome.checks)
+    for row in done.evaluation.rows:
+        if row.name.startswith("fixed"):
+            assert min(interval.low for interval in row.advantage) > 0.0
+    accepted = CliRunner().invoke(app, promote)
+    assert accepted.exit_code == 0, accepted.output
+    assert log.promoted(line).state.version == done.evaluation.state.version
+    small, large = size("quiet", quiet), size("busy", busy)
+    assert (small.by, large.by) == ("bandit", "bandit")
+    assert small.multiplier == 0.0 < large.multiplier
+    action, again = log.again(line, "quiet")
+    assert again == action.choice
+    assert action.base == done.evaluation.state.version
+    turned = CliRunner().invoke(app, ["bandit", "off", "--why", "drill"])
+    assert turned.exit_code == 0, turned.output
+    assert size("after", quiet) == Sized(targeting, "volatility target")
+    assert [event["kind"] for event in log.events()] == ["promoted", "off"]
+
+
+def _extremes(found):
+    """Return a context of little and one of much liquidity, both calm enough for volatility targeting to trade."""
+    contexts = [one for one in build_decisions(found, CONFIG.context).context if one.volatility < 1.5]
+    ordered = sorted((one for one in contexts if one.liquidity > 0), key=lambda one: one.liquidity)
+    return ordered[0], ordered[-1]
