@@ -6,11 +6,11 @@ import dagster as dg
 
 from mlbot_core.config import load_settings
 from mlbot_dagster import housekeeping, jobs, logs, orphans, schedules, sensors, upkeep
-from mlbot_dagster.assets import backtests, bandit, drift, explanations, features, live, models, raw, targets
+from mlbot_dagster.assets import audit, backtests, bandit, drift, explanations, features, live, models, raw, targets
 from mlbot_dagster.resources import MarketData, WarehouseResource
 
 _settings = load_settings()
-_ROOMS = (raw, features, targets, models, explanations, drift, backtests, bandit, live)
+_ROOMS = (raw, features, targets, models, explanations, drift, backtests, bandit, live, audit)
 
 defs = dg.Definitions(
     assets=[asset for room in _ROOMS for asset in room.build(_settings)],

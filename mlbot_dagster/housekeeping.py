@@ -1,4 +1,4 @@
-"""What goes on by itself beside trading: backups every day; retraining, stacking and backtests when they are due."""
+"""What goes on by itself beside trading: backups and the audit of a day; retraining, stacking, backtests when due."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,12 +6,13 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from mlbot_core.clock import clock_from_env
+from mlbot_core.clock import clock_from_env, format_utc
 from mlbot_core.config import Settings
 from mlbot_core.config.models import META_MODEL
 from mlbot_core.timeframe import Market, Month
 from mlbot_core.warehouse import Warehouse
 from mlbot_dagster import jobs
+from mlbot_dagster.assets import audit
 from mlbot_dagster.resources import MarketData
 
 BACKUP = "back_up"
@@ -109,7 +110,28 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         for market in sorted({market for market, _ in in_use()}):
             yield dg.RunRequest(run_key=_key(context, str(market)), partition_key=f"{market}|{month.key}")
 
-    return [back_up_daily, retrain_when_due, walk_forward_weekly, stack_weekly, backtest_weekly, drift_daily]
+    @_schedule(
+        "audit_daily",
+        audit.JOB,
+        "30 0 * * *",
+        "Each night the last day of live trading is simulated again, and challengers trade on paper.",
+    )
+    def audit_daily(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+        from mlbot_core.live.parity_day import last_day
+
+        # named, so that a run that waits past midnight is still about the day that it was asked for
+        day = format_utc(last_day(clock_from_env()))[:10]
+        yield dg.RunRequest(run_key=_key(context, audit.JOB), run_config=audit.run_config(day))
+
+    return [
+        audit_daily,
+        back_up_daily,
+        retrain_when_due,
+        walk_forward_weekly,
+        stack_weekly,
+        backtest_weekly,
+        drift_daily,
+    ]
 
 
 def _schedule(name: str, job: str, cron: str, text: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from mlbot_core.config import Settings
-from mlbot_dagster.assets import backtests, bandit, drift, explanations, features, live, models, raw, targets
+from mlbot_dagster.assets import audit, backtests, bandit, drift, explanations, features, live, models, raw, targets
 
 INGEST = "ingest"
 FEATURES = "features_and_targets"
@@ -43,6 +43,11 @@ def build(settings: Settings) -> list[dg.UnresolvedAssetJobDefinition]:
             dg.AssetSelection.groups(live.GROUP),
             "One bar, live: pull, forecasts, and on the decision clock the decision and its orders. Asked for by "
             "sensors; a bar that is old or was decided already is not traded, whoever asks.",
+        ),
+        _job(
+            audit.JOB,
+            dg.AssetSelection.groups(audit.GROUP),
+            "Simulate the last day of live trading again, and trade challengers on paper beside their champions.",
         ),
         _job(DRIFT, dg.AssetSelection.assets(drift.KEY), "Compare features with the newest model's training."),
     ]

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlbot_core.cli import output
+from mlbot_core.cli import output, shadow
 from mlbot_core.clock import Clock, clock_from_env, format_utc
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.errors import MlbotError, UsageError
-from mlbot_core.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from mlbot_core.models.registry import Entry, Registry, RegistryState, Slot
@@ -114,6 +113,7 @@ def promote(version: Version, why: Why, as_json: Json = False) -> None:
     from mlbot_core.backtest.gate_record import gate_record
     from mlbot_core.models.gate import describe_record, record_rows
     from mlbot_core.validation.trials import open_ledger
+    from mlbot_core.warehouse import Warehouse
 
     settings, clock, registry = _open()
     entry = registry.find(version)
@@ -256,6 +256,7 @@ def _require_todays_features(settings: Settings, entry: Entry) -> None:
 
 def _measured(settings: Settings, clock: Clock) -> Mapping[str, Mapping[str, Any]]:
     from mlbot_core.backtest.gate_record import stored_summaries
+    from mlbot_core.warehouse import Warehouse
 
     return stored_summaries(Warehouse(settings.warehouse_path, clock))
 
@@ -374,3 +375,6 @@ def _gate_table(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
         for row in rows
     ]
     return output.table(title, ("criterion", "size", "value", "bound", ""), cells, right=("value",))
+
+
+shadow.register(app)

@@ -18,40 +18,36 @@ funding      one cent, or half a percent; the rates are those that the exchange 
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from mlbot_core.backtest.funding import funding_of
 from mlbot_core.backtest.run import DECISION_LATENCY_MS
 from mlbot_core.backtest.setup import simulation_params
-from mlbot_core.backtest.simulator import Forecasts, Simulation, SimulationParams, simulate
+from mlbot_core.backtest.simulator import Simulation, SimulationParams
 from mlbot_core.clock import format_utc
 from mlbot_core.config import Settings
-from mlbot_core.decision.state import OBSERVED
 from mlbot_core.errors import MissingDataError
 from mlbot_core.execution import evidence
 from mlbot_core.execution.ledger import ExecutionLedger
-from mlbot_core.execution.ledger_folds import FLOW_KINDS
-from mlbot_core.execution.ledger_states import BAR, DecisionRecord
+from mlbot_core.execution.ledger_states import DecisionRecord
 from mlbot_core.execution.types import ExecType, Execution
-from mlbot_core.live.observation import NO_AGE
+from mlbot_core.live.parity_free import MarketData, bar_decisions, first_flat, free_run, market_data
 from mlbot_core.targets import trailing_sigma
-from mlbot_core.timeframe import DAY_MS, Market, Month
+from mlbot_core.timeframe import Market
 from mlbot_core.warehouse import Warehouse
-from mlbot_core.warehouse.inputs import Window, read_inputs
 
 CENT: Final = 0.01
 SHARE: Final = 0.005
 BAND_99: Final = 2.576
-FARTHEST_MS: Final = 30 * DAY_MS
-_SERIES: Final = ("price", "funding_rate", "funding_settled")
+_FILL_COLUMNS: Final = (
+    "ts", "live_qty", "qty", "live_price", "price", "price_bp", "band_bp", "live_fee", "fee", "fee_difference",
+    "live_funding", "funding", "funding_difference", "position_difference", "within",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,8 @@ class Parity:
     bars
         ``ts``, ``live_position``, ``position`` (coins at the decision on that bar, before its order), ``position_ok``,
         ``live_qty``, ``qty`` (signed coins filled in the bar), ``live_price``, ``price`` (USD, average), ``band``
-        (fraction of the price), ``price_ok``: one row a bar.
+        (fraction of the price), ``price_ok``, ``live_fee``, ``fee``, ``live_funding``, ``funding`` (USD paid in the
+        bar): one row a bar.
     totals
         ``fees``, ``funding``: USD of the period, as (live, simulated).
     undecided
@@ -111,6 +108,27 @@ class Parity:
         if self.undecided:
             found.append(f"{len(self.undecided)} bars were not decided, the first {format_utc(self.undecided[0])}")
         return tuple(found)
+
+    @property
+    def fills(self) -> pd.DataFrame:
+        """Return what was filled, or paid as funding, beside what was simulated: one row a bar in which either was.
+
+        ``ts``, ``live_qty``, ``qty`` (signed coins), ``live_price``, ``price`` (USD), ``price_bp``, ``band_bp`` (live
+        over simulated, and how much is tolerated, 1e-4), ``live_fee``, ``fee``, ``fee_difference``, ``live_funding``,
+        ``funding``, ``funding_difference`` (USD; live less simulated), ``position_difference`` (coins held at the
+        decision, live less simulated), ``within`` (whether position and price are within tolerance).
+        """
+        bars = self.bars
+        moved = (bars[["live_qty", "qty", "live_funding", "funding"]] != 0.0).any(axis=1)
+        shown = bars.loc[moved].assign(
+            price_bp=(bars["live_price"] / bars["price"] - 1.0) * 1e4,
+            band_bp=bars["band"] * 1e4,
+            fee_difference=bars["live_fee"] - bars["fee"],
+            funding_difference=bars["live_funding"] - bars["funding"],
+            position_difference=bars["live_position"] - bars["position"],
+            within=bars["position_ok"] & bars["price_ok"],
+        )
+        return shown[list(_FILL_COLUMNS)].reset_index(drop=True)
 
     @property
     def passed(self) -> bool:
@@ -166,14 +184,14 @@ def parity(
     """
     length = market.timeframe.ms
     delay = settings.intervals.settle_delay_ms(source)
-    records = [one for one in _decisions(ledger, contract) if one.ts + length < end_ms]
+    records = [one for one in bar_decisions(ledger, contract) if one.ts + length < end_ms]
     inside = [one for one in records if start_ms <= one.ts + length]
     if not inside:
         raise MissingDataError(
             f"{ledger.account} decided on no bar of {market} from {format_utc(start_ms)} to {format_utc(end_ms)}: "
             "there is nothing to compare; is live trading on? (mlbot status)"
         )
-    first, notes = _first_flat(records, inside[0])
+    first, notes = first_flat(records, inside[0])
     params = simulation_params(
         market,
         settings.fees,
@@ -184,9 +202,9 @@ def parity(
         initial_nav=evidence.read(first.details).observation.nav,
     )
     used = [one for one in records if one.ts >= first.ts]
-    data = _market_data(store, source, market, delay, first.ts - 100 * length, end_ms + length)
+    data = market_data(store, source, market, delay, first.ts - 100 * length, end_ms + length)
     executions = ledger.executions(contract)
-    done = _free_run(ledger, data, used, executions, params, contract, first.ts, end_ms)
+    done = free_run(ledger, data, used, executions, params, contract, end_ms)
     bars = _compare(done, inside, executions, data, params, contract)
     closes = np.arange(market.timeframe.ceil(start_ms), end_ms, length, dtype=np.int64)
     decided = {one.ts + length for one in inside}
@@ -228,120 +246,11 @@ def as_recorded(records: Sequence[DecisionRecord], params: SimulationParams) -> 
     return pd.DataFrame(rows, columns=["ts", "identical", "why"])
 
 
-@dataclass(frozen=True, eq=False)
-class _Data:
-    """Stored prices (``ts, open, high, low, close, volume``) and funding (``ts, rate``)."""
-
-    prices: pd.DataFrame
-    funding: pd.DataFrame
-    note: str
-    length: int
-
-
-def _decisions(ledger: ExecutionLedger, contract: str) -> list[DecisionRecord]:
-    found = []
-    for row in ledger.rows("decisions", limit=1_000_000):
-        if (row["symbol"], row["trigger"]) == (contract, BAR):
-            record = ledger.decision(row["decision_id"])
-            assert record is not None
-            found.append(record)
-    return sorted(found, key=lambda one: one.ts)
-
-
-def _first_flat(records: Sequence[DecisionRecord], first: DecisionRecord) -> tuple[DecisionRecord, tuple[str, ...]]:
-    """Return the newest decision up to ``first`` that saw no position, and what to say if there is none."""
-    earlier = [one for one in records if first.ts - FARTHEST_MS <= one.ts <= first.ts]
-    for one in reversed(earlier):
-        if evidence.read(one.details).observation.position == 0.0:
-            return one, ()
-    return earlier[0], (
-        f"The account was not flat since {format_utc(earlier[0].ts)}: the free run begins without its position there.",
-    )
-
-
-def _market_data(store: Warehouse, source: str, market: Market, delay: int, start_ms: int, end_ms: int) -> _Data:
-    now = store.clock.now_ms()
-    window = Window(source, market, tuple(Month.span(start_ms, min(end_ms, now))), delay, series=_SERIES)
-    inputs = read_inputs(store, window, known_by_ms=now)
-    prices = inputs.settled["price"].table.to_pandas()
-    prices["volume"] = prices["volume_coin"].fillna(prices["volume_usd"] / prices["close"])
-    funding, note = funding_of(inputs)
-    return _Data(prices, funding, note, market.timeframe.ms)
-
-
-def _free_run(
-    ledger: ExecutionLedger,
-    data: _Data,
-    records: Sequence[DecisionRecord],
-    executions: Sequence[Execution],
-    params: SimulationParams,
-    contract: str,
-    first_ts: int,
-    end_ms: int,
-) -> Simulation:
-    """Trade the recorded forecasts on the stored prices."""
-    length = params.timeframe_ms
-    ts = np.arange(first_ts, end_ms, length, dtype=np.int64)
-    grid = pd.DataFrame({"ts": ts}).merge(data.prices, on="ts", how="left")
-    if grid["close"].isna().all():
-        raise MissingDataError(
-            f"no price is stored from {format_utc(first_ts)} on; pull the bars again (mlbot backfill)"
-        )
-    said = {one.ts: evidence.read(one.details) for one in records}
-    edge, multiplier, age = (np.full(len(ts), value) for value in (math.nan, 1.0, float(NO_AGE)))
-    flags = np.zeros(len(ts), dtype=np.int64)
-    for at, bar in enumerate(ts.tolist()):
-        if bar in said:
-            basis = said[bar]
-            edge[at], multiplier[at], age[at] = basis.forecast
-            flags[at] = basis.observation.flags & OBSERVED
-    funding = _charged(data.funding, executions)
-    return simulate(
-        ts,
-        grid["open"].to_numpy(),
-        grid["high"].to_numpy(),
-        grid["low"].to_numpy(),
-        grid["close"].to_numpy(),
-        Forecasts(edge, multiplier, age),
-        params,
-        funding["ts"].to_numpy(),
-        funding["rate"].to_numpy(),
-        volume=grid["volume"].to_numpy(),
-        flags=flags,
-        flows=_flows(ledger, contract, ts, length),
-        state=said[first_ts].state,
-    )
-
-
-def _flows(ledger: ExecutionLedger, contract: str, ts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.float64]:
-    """Return deposits less withdrawals, at the open of the bar after the one in which they came.
-
-    What came before the book began is in the balance that it began with.
-    """
-    flows = np.zeros(len(ts))
-    opening = ledger.opening(contract)
-    for row in ledger.rows("wallet_events", after=0 if opening is None else opening.wallet_seq, limit=1_000_000):
-        at = (int(row["at_ms"]) - int(ts[0])) // length + 1
-        if row["kind"] in FLOW_KINDS and 1 <= at < len(ts):
-            flows[at] += float(row["change"])
-    return flows
-
-
-def _charged(stored: pd.DataFrame, executions: Sequence[Execution]) -> pd.DataFrame:
-    """Return the settlements with the rates that the exchange charged, where it charged any."""
-    rates = dict(zip(stored["ts"].astype(np.int64), stored["rate"].astype(float), strict=True))
-    for one in executions:
-        if one.kind is ExecType.FUNDING and one.qty:
-            at = round(one.exec_ms / 60_000) * 60_000
-            rates[at] = float(one.fee / (one.side.sign * one.qty * one.price))
-    return pd.DataFrame({"ts": sorted(rates), "rate": [rates[at] for at in sorted(rates)]}).dropna()
-
-
 def _compare(
     done: Simulation,
     records: Sequence[DecisionRecord],
     executions: Sequence[Execution],
-    data: _Data,
+    data: MarketData,
     params: SimulationParams,
     contract: str,
 ) -> pd.DataFrame:
@@ -367,6 +276,8 @@ def _compare(
         band = params.slippage * 2 + BAND_99 * (0.0 if math.isnan(spread) else spread) * math.sqrt(share * (1 - share))
         live_position = evidence.read(one.details).observation.position
         position = float(done.position[at[one.ts]])
+        live_fee, live_funding = _paid(executions, one.ts, one.ts + length)
+        paid = done.payments[(done.payments["ts"] >= one.ts) & (done.payments["ts"] < one.ts + length)]
         both = bool(live) and len(fills) > 0
         rows.append(
             {
@@ -380,6 +291,10 @@ def _compare(
                 "price": price,
                 "band": band,
                 "price_ok": (bool(live) == (len(fills) > 0)) and (not both or abs(live_price / price - 1) <= band),
+                "live_fee": live_fee,
+                "fee": float(fills["fee"].sum()),
+                "live_funding": live_funding,
+                "funding": float(paid["payment"].sum()),
             }
         )
     return pd.DataFrame(rows)
@@ -389,12 +304,17 @@ def _totals(
     done: Simulation, executions: Sequence[Execution], start_ms: int, end_ms: int
 ) -> dict[str, tuple[float, float]]:
     """Return fees and funding of both, USD."""
-    mine = [one for one in executions if start_ms <= one.exec_ms < end_ms]
-    fees = float(sum(one.fee for one in mine if one.kind is not ExecType.FUNDING))
-    funding = float(sum(one.fee for one in mine if one.kind is ExecType.FUNDING))
+    fees, funding = _paid(executions, start_ms, end_ms)
     fills = done.fills[(done.fills["ts"] >= start_ms) & (done.fills["ts"] < end_ms)]
     paid = done.payments[(done.payments["ts"] >= start_ms) & (done.payments["ts"] < end_ms)]
     return {"fees": (fees, float(fills["fee"].sum())), "funding": (funding, float(paid["payment"].sum()))}
+
+
+def _paid(executions: Sequence[Execution], start_ms: int, end_ms: int) -> tuple[float, float]:
+    """Return fees and funding that were charged in [start, end), USD."""
+    mine = [one for one in executions if start_ms <= one.exec_ms < end_ms]
+    fees = float(sum(one.fee for one in mine if one.kind is not ExecType.FUNDING))
+    return fees, float(sum(one.fee for one in mine if one.kind is ExecType.FUNDING))
 
 
 def _average(amounts: Sequence[float], prices: Sequence[float]) -> float:
@@ -404,33 +324,3 @@ def _average(amounts: Sequence[float], prices: Sequence[float]) -> float:
 
 def _close(live: float, simulated: float) -> bool:
     return abs(live - simulated) <= max(CENT, SHARE * abs(simulated))
-
-
-def parity_png(found: Parity) -> bytes:
-    """Return a picture: positions of both above, price differences within their band below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.4), dpi=80, layout="constrained")
-    FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True)
-    when = pd.to_datetime(found.bars["ts"], unit="ms", utc=True)
-    above.step(when, found.bars["live_position"], where="post", label="live", linewidth=1.6)
-    above.step(when, found.bars["position"], where="post", label="backtest", linewidth=0.9, linestyle="--")
-    above.set_title(
-        f"{found.market} {format_utc(found.start_ms)[:10]}: {'parity' if found.passed else 'NO PARITY'}, coins held",
-        fontsize=8,
-        loc="left",
-    )
-    above.legend(fontsize=6, frameon=False)
-    band = found.bars["band"] * 1e4
-    below.fill_between(when, -band, band, alpha=0.2, linewidth=0, label="99 % band")
-    below.plot(when, (found.bars["live_price"] / found.bars["price"] - 1) * 1e4, "o", markersize=3, label="fills")
-    below.set_title("fill price, live against backtest, bp", fontsize=8, loc="left")
-    below.legend(fontsize=6, frameon=False)
-    for axis in (above, below):
-        axis.tick_params(labelsize=6)
-        axis.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

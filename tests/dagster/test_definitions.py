@@ -26,6 +26,7 @@ MONTHLY = [*RAW, "features/core", "targets/labels", "models/drift"]
 TRADED = ["backtests/backtest", "backtests/report"]
 TRAINED = [*BASE_MODELS, *BASELINES]
 LIVE = ["live/bars", "live/signals", "live/decision"]
+AUDIT = ["audit/parity", "audit/shadow"]
 PER_MODEL = ["models/forecasts", "models/meta", "models/explanations", "bandit/evaluation", *TRADED]
 
 
@@ -66,6 +67,7 @@ def test_definitions_are_whole(defs):
         "repair_gaps",
         "back_up",
         "live_bar",
+        "audit_live",
     }
 
 
@@ -105,7 +107,7 @@ def test_the_list_of_beta_features_hushes_nothing_else():
 
 
 def test_every_asset_explains_itself(specs):
-    assert set(specs) == {*MONTHLY, *PER_MODEL, *LIVE}
+    assert set(specs) == {*MONTHLY, *PER_MODEL, *LIVE, *AUDIT}
     for name, spec in specs.items():
         assert spec.description, name
         assert spec.owners, name
@@ -131,6 +133,8 @@ def test_every_asset_that_stores_has_blocking_checks(defs, specs):
         assert checks[name] == dict.fromkeys(("duplicates", "freshness", "lookahead"), True), name
     assert checks["models/forecasts"] == dict.fromkeys(("duplicates", "purge", "coverage"), True)
     assert checks["backtests/backtest"] == {"bookkeeping": True, "criteria": False}
+    assert checks["audit/parity"] == {"parity": False}
+    assert checks["audit/shadow"] == {"same_bars": False}
     assert checks["models/drift"] == {"drift": False, "ood": False}
     # the report stores nothing; what is live was judged with the months and versions that it rests on
     assert set(checks) == set(specs) - {"backtests/report", *LIVE}

@@ -34,7 +34,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def asked(name: str) -> set[str]:
+def requests_of(name: str) -> list[dg.RunRequest]:
+    """Return what a schedule asks for, each under a key of its own."""
     from mlbot_dagster import housekeeping
 
     schedules: dict[str, Any] = {one.name: one for one in housekeeping.build_schedules(load_settings())}
@@ -44,7 +45,11 @@ def asked(name: str) -> set[str]:
         requests = list(schedules[name](context))
     keys = [request.run_key for request in requests]
     assert len(set(keys)) == len(keys)
-    return {request.partition_key for request in requests}
+    return requests
+
+
+def asked(name: str) -> set[str]:
+    return {request.partition_key for request in requests_of(name)}
 
 
 @pytest.mark.usefixtures("home")
@@ -63,6 +68,19 @@ def test_every_partition_that_is_asked_for_exists(home: Path) -> None:
         partitions = defs.resolve_job_def(job).partitions_def
         assert partitions is not None
         assert asked(schedule) <= set(partitions.get_partition_keys())
+
+
+@pytest.mark.usefixtures("home")
+def test_each_night_the_last_whole_day_is_audited() -> None:
+    from mlbot_dagster.definitions import defs
+
+    (request,) = requests_of("audit_daily")
+    assert request.run_config == {"ops": {"audit__parity": {"config": {"day": "2025-01-03"}}}}
+    job = defs.resolve_job_def("audit_live")
+    assert dg.validate_run_config(job, request.run_config)
+    # live bars do not wait for it, and it sends nothing: it is no part of a live run
+    assert not {key.path[0] for key in job.asset_layer.executable_asset_keys} - {"audit"}
+    assert {key.path[0] for key in defs.resolve_job_def("live_bar").asset_layer.executable_asset_keys} == {"live"}
 
 
 def test_a_backup_is_a_run_like_any_other(home: Path) -> None:

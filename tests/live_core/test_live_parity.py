@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 
 from mlbot_core.clock import parse_utc_ms
-from mlbot_core.decision.costs import costs_from_fees
-from mlbot_core.decision.state import Forecast
 from mlbot_core.errors import MissingDataError
-from mlbot_core.execution.trader import Status
-from mlbot_core.live.parity import parity, parity_png
+from mlbot_core.live.parity import parity
+from mlbot_core.live.parity_plot import parity_png
 from mlbot_core.timeframe import DAY_MS, HOUR_MS
 
 BAR = parse_utc_ms("2024-09-20T00:00:00Z")
-EDGES = (0.01, 0.01, -0.01, -0.01, math.nan, 0.01, 0.0, -0.01, -0.002, 0.004, 0.01)
 START = BAR
-
-
-@pytest.fixture
-def day(desk, tools):
-    """Half a day of decisions on made forecasts, at the configured costs."""
-    desk.costs = costs_from_fees(desk.home.settings.fees)
-    for n, edge in enumerate(EDGES):
-        ts = BAR + n * 2 * HOUR_MS
-        desk.home.clock.set_ms(ts + 2 * HOUR_MS + 5_000)
-        desk.home.pull(tools.TWO, ts)
-        desk.home.clock.sleep(1.2)
-        trader = desk.trader
-        done = trader.decide(ts, Forecast(edge, 1.0, 0), {})
-        assert done.status is Status.DECIDED
-        trader.finish(desk.home.clock.now_ms() + 60_000)
-    desk.home.at("2024-09-21T00:00:30Z")
-    desk.home.pull(tools.TWO)
-    return desk
 
 
 def certificate(desk, tools, start=START, end=BAR + DAY_MS):
@@ -48,7 +26,7 @@ def test_a_day_comes_out_as_it_was_lived(day, tools):
     assert found.findings == ()
     assert found.passed
     told = found.as_json()
-    assert told["decisions"] == told["identical_decisions"] == len(EDGES)
+    assert told["decisions"] == told["identical_decisions"] == len(tools.EDGES)
     assert told["bars_with_other_positions"] == 0
     assert (found.bars["live_qty"] != 0).sum() >= 5
     live, simulated = found.totals["fees"]
