@@ -12,7 +12,8 @@ from sqlalchemy.engine import Connection
 
 from mlbot_core.decision.state import ERROR, OBSERVED, RiskState, initial_state
 from mlbot_core.execution.intents import Intent
-from mlbot_core.execution.ledger_folds import FLOW_KINDS, PositionView, fold_positions
+from mlbot_core.execution.ledger_folds import FLOW_KINDS, PositionView
+from mlbot_core.execution.ledger_mirror import Mirror, PositionFold
 from mlbot_core.execution.ledger_plans import PlansLedger
 from mlbot_core.execution.ledger_risk import StoredRiskState
 from mlbot_core.execution.ledger_rows import execution_of, spell, to_row
@@ -47,6 +48,11 @@ class BookLedger(PlansLedger):
         super().__init__(*where, **more)
         # a beginning never changes
         self._openings: dict[str, Opening] = {}
+        self._fills: dict[str, Mirror[Execution]] = {}
+        self._folds: dict[tuple[str, int], PositionFold] = {}
+        self._changes: Mirror[Decimal] = Mirror(
+            WALLET_EVENTS, "event_id", lambda row: Decimal(row["change"]), WALLET_EVENTS.c.coin == COIN
+        )
 
     # --- where it begins
 
@@ -108,33 +114,27 @@ class BookLedger(PlansLedger):
 
     def held(self, symbol: str) -> PositionView:
         """Return the position that the executions since the beginning make."""
-        return fold_positions(fill for _, fill in self.fills_after(symbol, self._begin(symbol, "fill_seq"))).get(
-            symbol, PositionView(symbol)
-        )
+        begin = self._begin(symbol, "fill_seq")
+        fold = self._folds.setdefault((symbol, begin), PositionFold(symbol))
+        return fold.of([fill for _, fill in self.fills_after(symbol, begin)])
 
     def balance(self, symbol: str) -> tuple[Decimal, int] | None:
         """Return the wallet's balance (USDT) that its log makes since the beginning, and the number of its last row.
 
         None before the beginning.
         """
-
         opening = self.opening(symbol)
         if opening is None:
             return None
-
-        def add(connection: Connection) -> tuple[Decimal, int]:
-            rows = self._select(
-                connection, WALLET_EVENTS, WALLET_EVENTS.c.seq > opening.wallet_seq, WALLET_EVENTS.c.coin == COIN
-            )
-            total = sum((Decimal(row["change"]) for row in rows), opening.balance)
-            return total, max((int(row["seq"]) for row in rows), default=opening.wallet_seq)
-
-        return self._reading(WALLET_EVENTS, add, (opening.balance, opening.wallet_seq))
+        changes = self._mirrored(self._changes, opening.wallet_seq)
+        total = sum((change for _, change in changes), opening.balance)
+        return total, changes[-1][0] if changes else opening.wallet_seq
 
     def fills_after(self, symbol: str, seq: int) -> list[tuple[int, Execution]]:
         """Return executions of a symbol that were written after the row numbered ``seq``, with their numbers."""
-        rows = self._rows(FILLS, FILLS.c.symbol == symbol, FILLS.c.seq > seq)
-        return [(int(row["seq"]), execution_of(row)) for row in rows]
+        if symbol not in self._fills:
+            self._fills.setdefault(symbol, Mirror(FILLS, "exec_id", execution_of, FILLS.c.symbol == symbol))
+        return self._mirrored(self._fills[symbol], seq)
 
     def newest_fill(self) -> int:
         """Return the number of the newest row of executions, 0 without one."""

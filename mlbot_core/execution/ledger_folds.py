@@ -11,7 +11,7 @@ A refusal after an unanswered send proves nothing: the first one may have arrive
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -284,13 +284,25 @@ def fold_attempt(
     )
 
 
-def fold_positions(fills: Iterable[Execution]) -> dict[str, PositionView]:
-    """Return every symbol's position from its executions, by the exchange's order of them: time, then sequence.
+def fold_key(fill: Execution) -> tuple[int, int, str]:
+    """Return what orders executions as the exchange does: time, then sequence."""
+    return (fill.exec_ms, fill.seq, fill.exec_id)
+
+
+def fold_positions(
+    fills: Iterable[Execution], before: Mapping[str, PositionView] | None = None
+) -> dict[str, PositionView]:
+    """Return every symbol's position from its executions, by the exchange's order of them (:func:`fold_key`).
 
     The entry price is the average of what was added; closing leaves it, turning starts it anew.
+
+    Parameters
+    ----------
+    before
+        What earlier executions made; none by default.
     """
-    views: dict[str, PositionView] = {}
-    for fill in sorted(fills, key=lambda f: (f.exec_ms, f.seq, f.exec_id)):
+    views: dict[str, PositionView] = dict(before or {})
+    for fill in sorted(fills, key=fold_key):
         view = views.get(fill.symbol, PositionView(fill.symbol))
         if not fill.kind.moves_position:
             views[fill.symbol] = PositionView(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from mlbot_core.execution.identifiers import Leg
 from mlbot_core.execution.intents import Intent
 from mlbot_core.execution.ledger_folds import AttemptEvent, Closing
+from mlbot_core.execution.ledger_mirror import Mirror
 from mlbot_core.execution.ledger_risk import RiskLedger
 from mlbot_core.execution.ledger_schema import ATTEMPT_EVENTS, ATTEMPTS, CLOSINGS, DECISIONS, INTENTS, ORDERS
 from mlbot_core.execution.ledger_states import BAR, AttemptError, DecisionRecord
@@ -26,6 +27,10 @@ NONE: Final = "none"
 
 class PlansLedger(RiskLedger):
     """The part of the book that keeps plans apart."""
+
+    def __init__(self, *where: Any, **more: Any) -> None:
+        super().__init__(*where, **more)
+        self._links: Mirror[str] = Mirror(ATTEMPTS, "order_link_id", lambda row: str(row["order_link_id"]))
 
     def plan_flatten(
         self, symbol: str, trigger: str, now_ms: int, make: Callable[[int], tuple[DecisionRecord, Sequence[Intent]]]
@@ -102,7 +107,7 @@ class PlansLedger(RiskLedger):
 
     def own_links(self) -> set[str]:
         """Return the ids of all orders that were ever begun."""
-        return {row["order_link_id"] for row in self._rows(ATTEMPTS)}
+        return {link for _, link in self._mirrored(self._links, 0)}
 
     def replaced(self, symbol: str) -> set[str]:
         """Return the ids of open intents that a later decision replaced."""

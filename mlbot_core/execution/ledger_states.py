@@ -127,13 +127,11 @@ class StatesLedger(LedgerStore):
         if not planned:
             return []
         ids = [row["intent_id"] for row in planned]
-        closed = {row["intent_id"]: row for row in self._select(connection, CLOSINGS, CLOSINGS.c.intent_id.in_(ids))}
-        sent = _grouped(self._select(connection, ATTEMPTS, ATTEMPTS.c.intent_id.in_(ids)), "intent_id")
+        closed = {row["intent_id"]: row for row in self._named(connection, CLOSINGS, "intent_id", ids)}
+        sent = _grouped(self._named(connection, ATTEMPTS, "intent_id", ids), "intent_id")
         links = [row["order_link_id"] for rows in sent.values() for row in rows]
         told = [
-            _grouped(self._select(connection, table, table.c.order_link_id.in_(links)), "order_link_id")
-            if links
-            else {}
+            _grouped(self._named(connection, table, "order_link_id", links), "order_link_id") if links else {}
             for table in (ATTEMPT_EVENTS, ORDERS, FILLS)
         ]
         states = []

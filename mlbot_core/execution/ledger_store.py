@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -16,11 +14,14 @@ from sqlalchemy.engine import Connection
 from mlbot_core.clock import Clock
 from mlbot_core.errors import UsageError
 from mlbot_core.execution.ledger_folds import LedgerConflictError
+from mlbot_core.execution.ledger_kept import KeptStore
+from mlbot_core.execution.ledger_mirror import Mirror
 from mlbot_core.execution.ledger_schema import METADATA
 from mlbot_core.execution.types import ExecutionError
 from mlbot_core.validation.sqlstore import SqlStore
 
 T = TypeVar("T")
+F = TypeVar("F")
 Row = dict[str, Any]
 
 FILE_NAME: Final = "execution.sqlite"
@@ -69,10 +70,8 @@ class LedgerStore:
         self._url = url
         self._making = SqlStore(self._path, url, timeout_s, METADATA, _refused)
         # creating asks for every table, which later writes need not
-        self._made = SqlStore(self._path, url, timeout_s, sa.MetaData(), _refused)
+        self._made = KeptStore(self._path, url, timeout_s, sa.MetaData(), _refused)
         self._exists = False
-        self._held_open: sqlite3.Connection | None = None
-        self._process = os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -82,9 +81,7 @@ class LedgerStore:
 
     def close(self) -> None:
         """Let go of the file; the store may be used again."""
-        held, self._held_open = self._held_open, None
-        if held is not None and self._process == os.getpid():
-            held.close()
+        self._made.let_go()
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -93,17 +90,6 @@ class LedgerStore:
         with (self._made if self._exists else self._making).transaction(_LOCK) as connection:
             yield connection
         self._exists = True
-        self._hold_open()
-
-    def _hold_open(self) -> None:
-        """Keep an idle connection: when the last one closes, SQLite moves the whole WAL into the file and removes it,
-        which makes every write three times as long."""
-        if self._url is None and self._held_open is None:
-            # the fact is written already, so a failure here must not look like one of it; the next write will tell
-            with contextlib.suppress(sqlite3.Error):
-                held = sqlite3.connect(self._path, check_same_thread=False)
-                held.execute("SELECT COUNT(*) FROM sqlite_master").fetchall()
-                self._held_open = held
 
     def _reading(self, table: sa.Table, query: Callable[[Connection], T], nothing: T) -> T:
         return self._made.reading(table, query, nothing)
@@ -111,6 +97,9 @@ class LedgerStore:
     def _rows(self, table: sa.Table, *conditions: Any) -> list[Row]:
         nothing: list[Row] = []
         return self._reading(table, lambda connection: self._select(connection, table, *conditions), nothing)
+
+    def _mirrored(self, mirror: Mirror[F], after: int) -> list[tuple[int, F]]:
+        return mirror.after(after, lambda *conditions: self._rows(mirror.table, *conditions))
 
     def _add(self, connection: Connection, table: sa.Table, values: Mapping[str, Any], name: str, what: str) -> bool:
         """Write a fact once; return whether it was new.
@@ -149,6 +138,17 @@ class LedgerStore:
     def _select(self, connection: Connection, table: sa.Table, *conditions: Any, limit: int | None = None) -> list[Row]:
         query = sa.select(table).where(table.c.account == self.account, *conditions).order_by(table.c.seq).limit(limit)
         return [dict(row) for row in connection.execute(query).mappings()]
+
+    def _named(self, connection: Connection, table: sa.Table, column: str, names: Sequence[str]) -> list[Row]:
+        found = connection.execute(_of_names(table, column), {"account": self.account, "names": names})
+        return [dict(row) for row in found.mappings()]
+
+
+@functools.cache
+def _of_names(table: sa.Table, column: str) -> sa.Select[Any]:
+    # to make a statement takes longer than to ask it
+    names = table.c[column].in_(sa.bindparam("names", expanding=True))
+    return sa.select(table).where(table.c.account == sa.bindparam("account"), names).order_by(table.c.seq)
 
 
 def _refused(place: str, cause: str) -> LedgerError:

@@ -8,6 +8,7 @@ time; nothing is unwound, no buffer is flushed, no lock is given back by anybody
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 import mlbot_core
 
@@ -75,10 +77,14 @@ with server:
         asked = json.loads(line)
         with exchange.lock:
             if asked["do"] == "save":
-                kept[asked["name"]] = (clock.now_ms(), twin(exchange.engines[uid]))
+                # what was taken from the book at this instant is missing from it
+                taken = {name: (dict(one._taken), one._taken_ms) for name, one in exchange.contracts.items()}
+                kept[asked["name"]] = (clock.now_ms(), twin(exchange.engines[uid]), taken)
             else:
-                at, engine = kept[asked["name"]]
+                at, engine, taken = kept[asked["name"]]
                 clock.back_to(at)
+                for name, one in exchange.contracts.items():
+                    one._taken, one._taken_ms = dict(taken[name][0]), taken[name][1]
                 exchange.engines[uid] = twin(engine)
                 exchange.requests.clear()
                 exchange.faults.log.clear()
@@ -148,6 +154,47 @@ class ExchangeClock:
 
     def _advance(self, ms: int) -> None:
         self._now_ms = int(control(self._url, "POST", "advance", {"ms": ms})["now_ms"])
+
+
+def part(name: str) -> Any:
+    """Return a module that lies next to this one; tests do not import each other."""
+    whole = f"mlbot_proofs_{name}"
+    if whole not in sys.modules:
+        spec = importlib.util.spec_from_file_location(whole, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[whole] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[whole])
+    return sys.modules[whole]
+
+
+def share_compiled_statements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every store of this process, and of those forked from it, use the statements that one has compiled.
+
+    Compiling is more than a third of a new trader's first cycle. What is compiled depends on tables alone.
+    """
+    compiled: dict[str, Any] = {}
+    connect = sa.create_engine
+
+    def create(url: Any, **options: Any) -> Any:
+        engine = connect(url, **options)
+        if engine.dialect.name == "sqlite":
+            # a dialect is part of each statement's key
+            first = compiled.setdefault("engine", engine)
+            engine.dialect = engine.pool._dialect = first.dialect
+            engine._compiled_cache = first._compiled_cache
+        return engine
+
+    monkeypatch.setattr(sa, "create_engine", create)
+
+
+def forget() -> None:
+    """Empty the caches of the room's functions, as they are in a process that begins."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mlbot_core.execution"):
+            for value in vars(module).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
 
 
 def control(url: str, method: str, path: str, body: object = None) -> Any:

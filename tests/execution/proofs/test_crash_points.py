@@ -1,25 +1,28 @@
-"""Killed at every line between a decision and its confirmed fill, then begun anew: nothing twice, nothing lost.
+"""Dead at every line between a decision and its confirmed fill, then begun anew: nothing twice, nothing lost.
 
-A point is a line and which time it runs, numbered in the order of a run that is not killed: every line the first time,
-and the lines that order the steps again whenever something more was written or sent, see :func:`chosen_points`.
+A point is a line and which time it runs, numbered in the order of a run that does not die: see
+:class:`crash_forks.Chosen`. A cell is a scenario, a fault of the first request that creates an order, and a point.
+Scenarios whose cells may show ``reduce_only`` are in ``crash_desk.MAY_REDUCE``.
 
-A cell is a scenario, a fault of the first request that creates an order, and a point. The exchange runs in a process
-of its own. Scenarios whose cells may show ``reduce_only`` are in :data:`MAY_REDUCE`.
+Deaths are forks of one run (:mod:`crash_forks`); that a fork leaves what a SIGKILL leaves is shown by killing: the same
+points, over sockets, with the exchange in a process of its own, come out the same to the last row of the book.
+
+``make prove`` runs all of it. ``MLBOT_FAULTS=none,timeout/after`` bounds the columns, ``MLBOT_STORIES`` how many more
+are told now, ``MLBOT_SHARD=0/2`` takes every second one; what is finished is kept in ``MLBOT_PROOF_DIR``.
+``MLBOT_CELL='entry|none|17'`` does one cell again, ``MLBOT_ALONE=1`` gives each point a restart of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import resource
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,410 +30,299 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from mlbot_core.clock import parse_utc_ms
-from mlbot_core.config.execution import OrdersConfig
 from mlbot_core.config.secrets import KeyPair
 from mlbot_core.config.trading import RiskConfig
-from mlbot_core.decision.costs import Costs
-from mlbot_core.decision.state import Forecast
-from mlbot_core.emulator.exchange.trade_faults import LOST_KINDS
+from mlbot_core.emulator import EmulatorServer
+from mlbot_core.emulator.bybit_api import BybitOptions
+from mlbot_core.emulator.exchange import ApiKey, Exchange, ExchangeOptions, TradeFaultSchedule
+from mlbot_core.emulator.exchange.adapter import InProcess
 from mlbot_core.execution.broker import Venue
 from mlbot_core.execution.bybit import BybitBroker
-from mlbot_core.execution.ledger import ExecutionLedger
 from mlbot_core.execution.marking import limits_from_risk, warm_up
-from mlbot_core.execution.safety import Lease, Permit, SafetyFiles
-from mlbot_core.execution.sending import ExecutionRules
-from mlbot_core.execution.trader import CycleReport, Decided, Trader
-from mlbot_core.timeframe import Timeframe
 
-MARKET_START, NOW = parse_utc_ms("2024-01-01"), parse_utc_ms("2024-01-06T10:00:05Z")
-SYMBOL, UID, ACCOUNT = "BTCUSDT", 100001, "emulator:100001"
-FRAME = Timeframe.parse("2h")
-LEADING = tuple(
-    f"execution/{name}.py" for name in ("trader", "cycle", "executor", "sending", "working", "reconcile", "bybit")
-)
-SENDING = ("place", "cancel", "set_trading_stop")
-CREATE = "order/create"
-# How often a restarted trader may come back until the position is what was decided.
-MOST_CYCLES = 6
-# Within the time in which an order that was taken in must show itself, and long after it; seconds.
-LATE = {"late": 4.0, "too_late": 40.0}
-SAMPLE = 36
-MOST_POINTS = 8_000
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What the traded bar brings to what is held, and how."""
-
-    name: str
-    held: bool
-    edge: float
-    orders: dict[str, Any] = field(default_factory=dict)
-    risk: dict[str, Any] = field(default_factory=dict)
-
-
-SCENARIOS = (
-    Scenario("entry", False, 0.01),
-    Scenario("reversal", True, -0.01),
-    Scenario("close", True, math.nan),
-    Scenario("maker", False, 0.01, {"style": "maker"}),
-    Scenario("flatten", True, 0.01, {}, {"daily_loss_limit": 1e-6}),
+# Where a run over sockets has lines of its own.
+TRANSPORT = {"execution/bybit_venues.py", "execution/bybit_wire.py"}
+OUTCOMES = ("exact", "reduce_only", "withheld", "wrong")
+SOME_COLUMNS = (
+    "timeout/after+late",
+    "reset/before",
+    "http_502/after",
+    "truncated_json/after",
+    "body_10016/before+late",
 )
 
 
-def faults() -> dict[str, list[dict[str, Any]]]:
-    """Return what may happen to the first order: nothing, or a lost answer; and the order is late to be seen or not."""
-    lost: dict[str, list[dict[str, Any]]] = {"none": []}
-    for kind in LOST_KINDS:
-        for when in ("after",) if kind == "truncated_json" else ("before", "after"):
-            silent = {"seconds": 1.0} if kind == "timeout" else {}
-            lost[f"{kind}/{when}"] = [{"kind": kind, "when": when, "endpoint": CREATE, "count": 1, **silent}]
-    whole = dict(lost)
-    for word, seconds in LATE.items():
-        late = {"kind": "late_visibility", "seconds": seconds, "endpoint": CREATE, "count": 1}
-        whole |= {f"{name}+{word}": [*lines, late] for name, lines in lost.items()}
-    return whole
+class Counting(InProcess):
+    """A transport that counts."""
 
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__(exchange)
+        self.count = 0
 
-# An order that may have been accepted and is not to be seen yet cannot be told from one that is lost.
-MAY_REDUCE = frozenset(name for name in faults() if name != "none")
-
-
-class Desk:
-    """A trader over sockets, as one process has it."""
-
-    def __init__(self, machinery: Any, url: str, home: Path, scenario: Scenario, fault: str) -> None:
-        self.machinery, self.url = machinery, url
-        self.clock = machinery.ExchangeClock(url)
-        self.ledger = ExecutionLedger(home, self.clock, ACCOUNT)
-        # loaded machines answer late; only a silence that is meant is to be a timeout
-        patience = (20.0, 0.4) if "timeout" in fault else (20.0, 20.0)
-        pair = KeyPair(key=SecretStr("key"), secret=SecretStr("secret"))
-        self.broker = BybitBroker(Venue.EMULATOR, pair, self.clock, url=url, timeout_s=patience)
-        risk = RiskConfig(**{"max_position": 0.1, "daily_loss_limit": 0.03, "max_drawdown": 0.25, **scenario.risk})
-        orders = OrdersConfig(**{"participation": None, **scenario.orders})
-        files = SafetyFiles(home / "live", ACCOUNT, self.clock)
-        lease = Lease(600.0, self.clock)
-        warm_up(limits_from_risk(risk, FRAME))
-        self.trader = Trader(
-            self.ledger, self.broker, self.clock, Permit(files, lease),
-            ExecutionRules("mlbot", orders, risk, Decimal(str(risk.max_position))), FRAME,
-            Costs(taker=0.00055, maker=0.0002, slippage=0.0001), SYMBOL, renew=lease.renew, halt=files,
-        )  # fmt: skip
-
-    def decide(self, edge: float) -> Decided:
-        bar = FRAME.last_closed(self.clock.now_ms())
-        return self.trader.decide(bar, Forecast(edge, 0.5, 0), {"model": "made"})
-
-    def truth(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.machinery.control(self.url, "GET", "truth")["accounts"][str(UID)]
-        return found
-
-    def held(self, truth: dict[str, Any]) -> Decimal:
-        row = truth["positions"][SYMBOL]
-        return Decimal(row["size"]) * (-1 if row["side"] == "Sell" else 1)
-
-    def wait(self, report: CycleReport) -> None:
-        wait_ms = 10_000 if report.next_ms is None else report.next_ms - self.clock.now_ms()
-        self.clock.sleep(max(1, wait_ms) / 1000)
-
-
-def begin(machinery: Any, url: str, home: Path, scenario: Scenario) -> str:
-    """Open the book, and a long position where the scenario wants one; return what is held."""
-    desk = Desk(machinery, url, home, Scenario("before", False, 0.01), "none")
-    if scenario.held:
-        made = desk.decide(0.01)
-        assert made.cycle is not None, made
-        assert made.cycle.position, made
-    else:
-        assert desk.trader.cycle().clean
-    desk.clock.sleep((FRAME.close_of(FRAME.floor(desk.clock.now_ms())) + 5_000 - desk.clock.now_ms()) / 1000)
-    held = str(desk.held(desk.truth()))
-    desk.ledger.close()
-    return held
-
-
-def trade(machinery: Any, url: str, home: Path, scenario: Scenario, fault: str) -> str:
-    """What is killed: a bar's decision, or a cycle that finds a limit breached, until it is carried out."""
-    desk = Desk(machinery, url, home, scenario, fault)
-    report = desk.trader.cycle() if scenario.name == "flatten" else desk.decide(scenario.edge).cycle
-    for _ in range(60):
-        if report is None or not (report.open or report.blind):
-            break
-        desk.wait(report)
-        report = desk.trader.cycle()
-    return str(desk.held(desk.truth()))
-
-
-def again(machinery: Any, url: str, home: Path, scenario: Scenario, fault: str, held: str) -> dict[str, Any]:
-    """What a restarted trader does within the bar, and what came of it, judged by the exchange's truth."""
-    desk = Desk(machinery, url, home, scenario, fault)
-    reports = [desk.trader.cycle()]
-    decided = desk.decide(scenario.edge)
-    if decided.cycle is not None:
-        reports.append(decided.cycle)
-    reports.append(desk.trader.cycle())
-    first = len(reports)
-    # a maker's order rests for a minute before it is taken
-    most = 40 if scenario.name == "maker" else MOST_CYCLES
-    while (reports[-1].open or not reports[-1].clean) and len(reports) < first + most:
-        desk.wait(reports[-1])
-        if decided.status == "blind":
-            decided = desk.decide(scenario.edge)
-        reports.append(desk.trader.cycle())
-    if fault.endswith("too_late"):
-        # by now everything is to be seen
-        desk.clock.sleep(60)
-        reports.append(desk.trader.cycle())
-        first += 1
-    judged = _judged(desk, scenario, Decimal(held), reports)
-    return {**judged, "more_cycles": len(reports) - first, "levels": [report.level for report in reports]}
-
-
-def _judged(desk: Desk, scenario: Scenario, before: Decimal, reports: list[CycleReport]) -> dict[str, Any]:
-    truth, ledger, wrong = desk.truth(), desk.ledger, []
-    held, last = desk.held(truth), reports[-1]
-    record = ledger.newest_decision(SYMBOL, "risk" if scenario.name == "flatten" else "bar")
-    states = [] if record is None else ledger.intents_of(record.decision_id)
-    wanted = Decimal(0) if scenario.name == "flatten" else before + sum(state.intent.signed_qty for state in states)
-    given_up = sorted({str(state.closing) for state in states if not state.complete and state.closing is not None})
-    alerts = Counter(alert.code for alert in ledger.pending_alerts())
-    if record is None and scenario.name != "flatten":
-        wrong.append("no decision is recorded")
-    if last.open or not last.clean or last.blind:
-        wrong.append(f"still open: {last}")
-    if held != wanted and not given_up:
-        wrong.append(f"lost or doubled: {held} held, {wanted} wanted")
-    if held and not truth["positions"][SYMBOL]["stopLoss"]:
-        wrong.append("held without a stop")
-    # what was executed, by intent
-    owner = {row["order_link_id"]: row["intent_id"] for row in ledger.rows("attempts")}
-    done: Counter[str] = Counter()
-    links = [row["orderLinkId"] for row in truth["orders"] if row["orderLinkId"]]
-    for row in truth["executions"]:
-        if row["orderLinkId"]:
-            if row["orderLinkId"] not in owner:
-                wrong.append(f"order {row['orderLinkId']} is not in the book")
-            done[owner.get(row["orderLinkId"], "?")] += Decimal(row["execQty"])
-    for row in ledger.rows("intents"):
-        if done[row["intent_id"]] > Decimal(row["qty"]):
-            wrong.append(f"intent {row['intent_id']} traded {done[row['intent_id']]} of {row['qty']}")
-    if len(links) != len(set(links)):
-        wrong.append("an id was used twice")
-    # the book and the truth
-    told = {fill.exec_id: (fill.qty, fill.price, fill.fee) for fill in ledger.executions(SYMBOL)}
-    true = {
-        row["execId"]: tuple(Decimal(row[name]) for name in ("execQty", "execPrice", "execFee"))
-        for row in truth["executions"]
-    }
-    if told != true:
-        wrong.append(f"fills differ: book {told}, truth {true}")
-    if ledger.held(SYMBOL).size != held:
-        wrong.append(f"the book holds {ledger.held(SYMBOL).size}, the exchange {held}")
-    balance = ledger.balance(SYMBOL)
-    if balance is None or balance[0] != Decimal(truth["wallet"]["USDT"]):
-        wrong.append(f"wallet: book {balance}, truth {truth['wallet']}")
-    for row in truth["orders"]:
-        found = ledger.attempt(row["orderLinkId"]) if row["orderLinkId"] else None
-        order = None if found is None else found[1].order
-        if row["orderLinkId"] and (order is None or str(order.status) != row["orderStatus"]):
-            wrong.append(f"order {row['orderLinkId']}: truth {row['orderStatus']}, book {order and order.status}")
-    normal = "FLAT_TODAY" if scenario.name == "flatten" else "NORMAL"
-    raised = [report.level for report in reports if report.level not in (normal, "NORMAL")]
-    if last.level != normal:
-        wrong.append(f"the level stays {last.level} ({last.causes})")
-    if raised and not alerts:
-        wrong.append(f"level {raised} without an alert")
-    outcome = "wrong" if wrong else "withheld" if held != wanted else "reduce_only" if raised else "exact"
-    return {
-        "outcome": outcome, "wrong": wrong, "held": str(held), "wanted": str(wanted), "given_up": given_up,
-        "alerts": dict(alerts),
-    }  # fmt: skip
-
-
-def chosen_points(points: list[Any]) -> list[Any]:
-    """Return the crash points of a run, in its order.
-
-    A line counts the first time that it runs; those of the parts in :data:`LEADING` count again each time they run
-    after something more was written or sent, and all lines of the wire while a request that changes something is on
-    its way. What is left out runs in a state of book and exchange in which the same line ran before.
-    """
-    found, seen, sending = [], set(), False
-    for point in points:
-        if point.file == "execution/bybit.py":
-            sending = True
-        elif point.file in ("execution/sending.py", "execution/working.py", "execution/cycle.py"):
-            sending = False
-        leading = point.file in LEADING or (sending and point.file == "execution/bybit_wire.py")
-        state = (point.file, point.line, point.after)
-        if point.hit == 1 or (leading and state not in seen):
-            found.append(point)
-        seen.add(state)
-    return found
+    def send(self, *arguments: Any, **options: Any) -> Any:
+        self.count += 1
+        return super().send(*arguments, **options)
 
 
 class Room:
-    """The exchange, the prepared beginnings, and the points of each scenario under each fault."""
+    """Where stories are told: the parts, and a folder in memory."""
 
-    def __init__(self, machinery: Any, exchange: Any, folder: Path, traces: Path | None = None) -> None:
-        self.machinery, self.exchange, self.folder, self.traces = machinery, exchange, folder, traces
+    def __init__(self, machinery: Any, folder: Path) -> None:
+        self.machinery, self.folder = machinery, folder
+        self.desk, self.forks = machinery.part("crash_desk"), machinery.part("crash_forks")
+        self._server: EmulatorServer | None = None
+
+    def way(self) -> Any:
+        """Return an exchange as it is before anything happened; children get a copy of it by being forked."""
+        if self._server is None:
+            keys = (ApiKey("key", "secret", uid=self.desk.UID, parent_uid=1),)
+            clock = self.desk.SteppedClock(self.desk.NOW)
+            # not started: its exchange is asked without sockets
+            self._server = EmulatorServer(
+                seed=7, start_ms=self.desk.MARKET_START, clock=clock, bybit=BybitOptions(ip_calls=10**9),
+                trading=ExchangeOptions(keys=keys, limits="off"),
+            )  # fmt: skip
+            clock.then = self._server.exchange.advance
+            # the market is made once, not in each child
+            self._server.exchange.contracts[self.desk.SYMBOL].quote(self.desk.NOW)
+        return self.desk.InMemory(self._server.exchange, Counting(self._server.exchange))
+
+    def story(
+        self, scenario: Any, fault: str, only: frozenset[Any] | None = None, *, alone: bool = False
+    ) -> dict[str, Any]:
+        """Tell a story with a death at each of its points, or at some, in a child of its own."""
+        home = self.folder / "home"
+        home.mkdir()
+        way = self.way()
+
+        def tell() -> dict[str, Any]:
+            held = self.desk.begin(way, home, scenario)
+            way.exchange.faults.log.clear()
+            way.exchange.install_faults(TradeFaultSchedule.from_dict({"faults": self.desk.faults()[fault]}))
+            forks = self.forks.Forks(
+                self.machinery, way.exchange, lambda: way.adapter.count, home,
+                lambda copy: self.desk.again(way, copy, scenario, fault, held), only, alone,
+            )  # fmt: skip
+            self.machinery.forget()
+            forks.run(lambda: self.desk.trade(way, home, scenario, fault))
+            return {
+                "points": forks.points,
+                "states": [state.__dict__ for state in forks.states.values()],
+                "differing": forks.differing,
+                "cpu_s": sum(
+                    getattr(resource.getrusage(who), name)
+                    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+                    for name in ("ru_utime", "ru_stime")
+                ),
+            }
+
+        made = self.machinery.in_child(tell)
+        shutil.rmtree(home)
+        assert not made.error, made.error
+        told: dict[str, Any] = made.result
+        return told
+
+
+class Killings:
+    """The same by SIGKILL, over sockets: each cell is a process that is killed, and one that is begun anew."""
+
+    def __init__(self, room: Room, exchange: Any) -> None:
+        self.machinery, self.desk, self.folder, self.exchange = room.machinery, room.desk, room.folder, exchange
+        self.way = room.desk.OverSockets(room.machinery, exchange.url)
+        self.chosen = room.forks.Chosen
         self._held: dict[str, str] = {}
-        self._points: dict[tuple[str, str], list[Any]] = {}
         exchange.save("empty")
 
-    def _home(self, name: str) -> Path:
-        return self.folder / name
-
-    def prepared(self, scenario: Scenario) -> str:
-        """Begin once; return what is held."""
+    def _again(self, scenario: Any, fault: str) -> tuple[Path, str]:
+        begun, home = self.folder / f"begin-{scenario.name}", self.folder / "killed"
         if scenario.name not in self._held:
-            home = self._home(f"begin-{scenario.name}")
-            home.mkdir()
+            begun.mkdir()
             self.exchange.load("empty", [])
-            made = self.machinery.in_child(partial(begin, self.machinery, self.exchange.url, home, scenario))
+            made = self.machinery.in_child(partial(self.desk.begin, self.way, begun, scenario))
             assert not made.error, made.error
             self._held[scenario.name] = made.result
             self.exchange.save(scenario.name)
-        return self._held[scenario.name]
+        shutil.copytree(begun, home)
+        self.exchange.load(scenario.name, self.desk.faults()[fault])
+        return home, self._held[scenario.name]
 
-    def points(self, scenario: Scenario, fault: str) -> list[Any]:
-        """Trace a run that is not killed, once for this code."""
-        kept = None
-        if self.traces is not None:
-            kept = self.traces / f"{scenario.name}.{fault.replace('/', '-')}.{self.machinery.CODE}.points.json"
-            if kept.exists() and (scenario.name, fault) not in self._points:
-                known = [self.machinery.Point(*line) for line in json.loads(kept.read_text())]
-                self._points[scenario.name, fault] = known
-        if (scenario.name, fault) not in self._points:
-            home, _ = self._again(scenario, fault)
-            work = partial(trade, self.machinery, self.exchange.url, home, scenario, fault)
-            made = self.machinery.in_child(work, trace=True)
-            assert not made.error, made.error
-            found = chosen_points(made.points)
-            self._points[scenario.name, fault] = found
-            shutil.rmtree(home)
-            if kept is not None:
-                kept.write_text(json.dumps([(one.file, one.line, one.hit, one.after) for one in found]))
-        return self._points[scenario.name, fault]
+    def points(self, scenario: Any, fault: str) -> dict[Any, Any]:
+        """Trace a run that is not killed; return its points by file, line and effects before them."""
+        home, _ = self._again(scenario, fault)
+        made = self.machinery.in_child(partial(self.desk.trade, self.way, home, scenario, fault), trace=True)
+        shutil.rmtree(home)
+        assert not made.error, made.error
+        chosen = self.chosen()
+        points = [point for point in made.points if chosen(point.file, point.line, point.hit, point.after)]
+        return {(point.file, point.line, point.after): point for point in points}
 
-    def cell(self, scenario: Scenario, fault: str, point: Any) -> dict[str, Any]:
+    def cell(self, scenario: Any, fault: str, point: Any) -> dict[str, Any]:
         """Kill at a point, begin anew, judge."""
         home, held = self._again(scenario, fault)
-        url = self.exchange.url
-        died = self.machinery.in_child(partial(trade, self.machinery, url, home, scenario, fault), kill_at=point)
-        assert died.killed or not died.error, died.error
-        came = self.machinery.in_child(partial(again, self.machinery, url, home, scenario, fault, held))
+        died = self.machinery.in_child(partial(self.desk.trade, self.way, home, scenario, fault), kill_at=point)
+        assert died.killed, f"{point} was not reached: {died.error}"
+        came = self.machinery.in_child(partial(self.desk.again, self.way, home, scenario, fault, held))
         shutil.rmtree(home)
-        if came.error:
-            return {"outcome": "wrong", "wrong": [came.error], "killed": died.killed}
-        return {**came.result, "killed": died.killed}
-
-    def _again(self, scenario: Scenario, fault: str) -> tuple[Path, str]:
-        held = self.prepared(scenario)
-        home = self._home("cell")
-        shutil.copytree(self._home(f"begin-{scenario.name}"), home)
-        self.exchange.load(scenario.name, faults()[fault])
-        return home, held
+        assert not came.error, came.error
+        result: dict[str, Any] = came.result
+        return result
 
 
 @pytest.fixture
-def room(machinery: Any, exchange_process: Any, proofs: Any) -> Iterator[Room]:
+def room(machinery: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     # what a child needs is loaded before it is made
     BybitBroker(
         Venue.EMULATOR, KeyPair(key=SecretStr("key"), secret=SecretStr("secret")), None, url="http://127.0.0.1:9"
     )  # type: ignore[arg-type]
-    warm_up(limits_from_risk(RiskConfig(max_position=0.1, daily_loss_limit=0.03, max_drawdown=0.25), FRAME))
+    machinery.share_compiled_statements(monkeypatch)
     with tempfile.TemporaryDirectory(dir=base, prefix="mlbot-crash-") as folder:
-        yield Room(machinery, exchange_process(MARKET_START, NOW, UID), Path(folder), proofs.folder)
-
-
-def table(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    """Return points x faults by scenario: cells and what came of them."""
-    names = ("exact", "reduce_only", "withheld", "wrong")
-    counts: dict[tuple[str, str], Counter[str]] = {}
-    for cell, result in rows:
-        scenario, fault, _ = cell.split("|")
-        count = counts.setdefault((scenario, fault), Counter())
-        count["cells"] += 1
-        count[result["outcome"]] += 1
-        count["points"] = result.get("points", 0)
-        count["more"] = max(count["more"], result.get("more_cycles", 0))
-        count["not killed"] += not result["killed"]
-    lines = [f"{'scenario':<10}{'fault':<22}{'points':>8}{'cells':>8}" + "".join(f"{name:>13}" for name in names)
-             + f"{'not reached':>13}{'most cycles':>13}"]  # fmt: skip
-    for (scenario, fault), count in sorted(counts.items()):
-        lines.append(
-            f"{scenario:<10}{fault:<22}{count['points']:>8}{count['cells']:>8}"
-            + "".join(f"{count[name]:>13}" for name in names)
-            + f"{count['not killed']:>13}{count['more'] + 1:>13}"
+        made = Room(machinery, Path(folder))
+        warm_up(
+            limits_from_risk(RiskConfig(max_position=0.1, daily_loss_limit=0.03, max_drawdown=0.25), made.desk.FRAME)
         )
+        yield made
+
+
+def table(stories: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return points x faults by scenario: cells and what came of them."""
+    lines = [f"{'scenario':<10}{'fault':<26}{'points':>8}{'states':>8}{'restarts':>10}"
+             + "".join(f"{name:>13}" for name in OUTCOMES) + f"{'most cycles':>13}"]  # fmt: skip
+    whole: Counter[str] = Counter()
+    for story, told in sorted(stories):
+        scenario, fault = story.split("|")
+        count = Counter(points=told["points"], states=len(told["states"]))
+        for state in told["states"]:
+            count[state["result"]["outcome"]] += state["points"]
+            count["restarts"] += state["restarts"]
+        count["wrong"] += len(told["differing"])
+        whole.update(count)
+        most = max((state["result"].get("more_cycles", 0) for state in told["states"]), default=0)
+        lines.append(f"{scenario:<10}{fault:<26}{_numbers(count)}{most + 1:>13}")
+    lines.append(f"{'all':<36}{_numbers(whole)}")
     return "\n".join(lines)
 
 
-def _check(rows: list[tuple[str, dict[str, Any]]]) -> None:
-    for cell, result in rows:
-        assert result["outcome"] != "wrong", f"{cell}: {result}"
-        if result["outcome"] != "exact":
-            assert cell.split("|")[1] in MAY_REDUCE, f"{cell}: {result}"
+def _numbers(count: Counter[str]) -> str:
+    head = f"{count['points']:>8}{count['states']:>8}{count['restarts']:>10}"
+    return head + "".join(f"{count[name]:>13}" for name in OUTCOMES)
+
+
+def _problems(story: str, told: dict[str, Any]) -> list[str]:
+    fault, found = (
+        story.split("|")[1],
+        [f"{story}: the same state, and not the same: {one}" for one in told["differing"]],
+    )
+    may = fault != "none"
+    for state in told["states"]:
+        result = state["result"]
+        if result["outcome"] == "wrong" or (result["outcome"] != "exact" and not may):
+            found.append(f"{story}|{state['number']} {state['first']} ({state['points']} points): {result}")
+    return found
+
+
+def test_deaths_at_some_lines(room: Room) -> None:
+    """Points spread over two scenarios."""
+    for scenario, fault in ((room.desk.SCENARIOS[0], "reset/after+late"), (room.desk.SCENARIOS[1], "none")):
+        told = room.story(scenario, fault, frozenset(range(11, 10_000, 240)))
+        assert len(told["states"]) >= 3
+        assert len(told["points"]) > 1_000
+        assert not _problems(f"{scenario.name}|{fault}", told)
+
+
+def _same_points(told: dict[str, Any], theirs: dict[Any, Any]) -> set[Any]:
+    """See that a run in memory has the points of one over sockets but for the transport; return those that it lacks."""
+    mine = [(file, line, after) for file, line, _, after in told["points"]]
+    lacking, more = theirs.keys() - set(mine), set(mine) - theirs.keys()
+    assert [key for key in mine if key not in more] == [key for key in theirs if key not in lacking]
+    assert {file for file, _, _ in lacking | more} <= TRANSPORT
+    return lacking
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_killed_at_some_lines(room: Room, proofs: Any) -> None:
-    """Points spread over all scenarios and some faults, within a few minutes."""
-    done, until = proofs.cells("crash_sample"), time.monotonic() + 200
-    columns = ("timeout/after+late", "reset/before", "http_502/after", "truncated_json/after", "body_10016/before+late")
-    for turn in range(SAMPLE):
-        place, lap = turn % len(SCENARIOS), turn // len(SCENARIOS)
-        scenario, fault = SCENARIOS[place], columns[place] if lap % 2 else "none"
-        points = room.points(scenario, fault)
-        number = (turn * 7919 + 13) % len(points)
-        result = room.cell(scenario, fault, points[number])
-        done.add(f"{scenario.name}|{fault}|{number} {points[number]}", {**result, "points": len(points)})
-        if time.monotonic() > until:
-            break
-    print("\n" + table(done.items()))
-    assert len(done.results()) >= 5
-    _check(done.items())
+@pytest.mark.timeout(0)
+def test_a_fork_is_a_death(room: Room, exchange_process: Any) -> None:
+    """Processes that are really killed, over sockets, leave what the forks leave: verdicts and rows are equal.
+
+    ``MLBOT_KILLS`` says how many (20), spread over all scenarios and some faults, ``MLBOT_KILL_SEED`` which.
+    """
+    kills, seed = int(os.environ.get("MLBOT_KILLS", "20")), int(os.environ.get("MLBOT_KILL_SEED", "0"))
+    killings = Killings(room, exchange_process(room.desk.MARKET_START, room.desk.NOW, room.desk.UID))
+    scenarios, done, began = room.desk.SCENARIOS, 0, time.monotonic()
+    each = max(1, kills // (2 * len(scenarios)))
+    for turn in range(2 * len(scenarios)):
+        scenario = scenarios[turn % len(scenarios)]
+        fault = "none" if turn < len(scenarios) else SOME_COLUMNS[(turn + seed) % len(SOME_COLUMNS)]
+        theirs = killings.points(scenario, fault)
+        common = [key for key in theirs if key[0] not in TRANSPORT]
+        chosen = {common[(7919 * (each * (turn + 10 * seed) + n) + 13) % len(common)] for n in range(each)}
+        told = room.story(scenario, fault, frozenset(chosen), alone=True)
+        _same_points(told, theirs)
+        forked = {}
+        for state in told["states"]:
+            file, line, _, after = told["points"][state["number"]]
+            forked[file, line, after] = state["result"]
+        assert forked.keys() == chosen
+        for key, result in forked.items():
+            assert killings.cell(scenario, fault, theirs[key]) == result, f"{scenario.name}|{fault}|{theirs[key]}"
+            done += 1
+        assert not _problems(f"{scenario.name}|{fault}", told)
+    print(f"\n{done} deaths by SIGKILL came out as their forks did, in {time.monotonic() - began:.0f} s")
+    assert done >= min(kills, 2 * len(scenarios))
 
 
 @pytest.mark.prove
 @pytest.mark.timeout(0)
-def test_killed_at_every_line(room: Room, proofs: Any) -> None:
-    """Every point under every fault; ``MLBOT_CELLS`` bounds how many more are done now, the rest goes on later, and
-    ``MLBOT_FAULTS=none,timeout/after`` the faults.
+def test_dead_at_the_lines_of_the_sockets(room: Room, exchange_process: Any, proofs: Any) -> None:
+    """Lines that run over sockets only, the last of them right before the bytes: killed one by one."""
+    done = proofs.cells("crash_sockets")
+    killings = Killings(room, exchange_process(room.desk.MARKET_START, room.desk.NOW, room.desk.UID))
+    for fault in ("none", *SOME_COLUMNS[:2]):
+        for scenario in room.desk.SCENARIOS:
+            theirs = killings.points(scenario, fault)
+            for key in _same_points(room.story(scenario, fault, frozenset()), theirs):
+                cell = f"{scenario.name}|{fault}|{theirs[key]}"
+                if not done.has(cell):
+                    done.add(cell, killings.cell(scenario, fault, theirs[key]))
+    outcomes = Counter((cell.split("|")[1] == "none", result["outcome"]) for cell, result in done.items())
+    print(f"\n{len(done.items())} cells killed at lines of the sockets, by whether there was no fault: {outcomes}")
+    wrong = [one for one in done.items() if one[1]["outcome"] == "wrong"]
+    assert not wrong, wrong[0]
+    assert set(outcomes) <= {(True, "exact"), *((False, word) for word in OUTCOMES)}
 
-    Cells are taken in an order that spreads over everything, so that a part of them is a fair sample. One that is
-    wrong does not stop the others; ``MLBOT_CELL='entry|none|17 execution/trader.py:100:1'`` does only that one again.
-    """
-    done = proofs.cells("crash_points")
-    only = os.environ.get("MLBOT_CELL", "")
+
+@pytest.mark.prove
+@pytest.mark.timeout(0)
+def test_dead_at_every_line(room: Room, proofs: Any) -> None:
+    """Every point under every fault; a story that is wrong does not stop the others."""
+    alone = bool(os.environ.get("MLBOT_ALONE"))
+    done = proofs.cells("crash_alone" if alone else "crash_points")
+    columns = os.environ.get("MLBOT_FAULTS", ",".join(room.desk.faults())).split(",")
+    scenarios = {scenario.name: scenario for scenario in room.desk.SCENARIOS}
+    if cell := os.environ.get("MLBOT_CELL"):
+        name, fault, number = cell.split("|")
+        told = room.story(scenarios[name], fault, frozenset([int(number.split()[0])]))
+        print(f"\n{json.dumps(told['states'], indent=1)}")
+        assert not _problems(f"{name}|{fault}", told)
+        return
     shard, _, shards = os.environ.get("MLBOT_SHARD", "0/1").partition("/")
-    columns = os.environ.get("MLBOT_FAULTS", ",".join(faults())).split(",")
-    places = [(scenario, fault, n) for scenario in SCENARIOS for fault in columns for n in range(MOST_POINTS)]
-    places.sort(key=lambda one: hashlib.blake2b(f"{one[0].name}|{one[1]}|{one[2]}".encode()).digest())
-    left = int(os.environ.get("MLBOT_CELLS", "1000000000"))
-    for place, (scenario, fault, number) in enumerate(places):
-        if left <= 0:
-            break
-        if place % int(shards) != int(shard) or (only and not only.startswith(f"{scenario.name}|{fault}|{number} ")):
-            continue
-        points = room.points(scenario, fault)
-        assert len(points) <= MOST_POINTS
-        if number >= len(points):
-            continue
-        cell, count = f"{scenario.name}|{fault}|{number} {points[number]}", len(points)
-        if done.has(cell) and not only:
+    places = [(name, fault) for name in scenarios for fault in columns]
+    # a part of them is a fair sample, the column without a fault comes first
+    places.sort(key=lambda one: (one[1] != "none", hashlib.blake2b("|".join(one).encode()).digest()))
+    left = int(os.environ.get("MLBOT_STORIES", "1000000"))
+    for place, (name, fault) in enumerate(places):
+        story = f"{name}|{fault}"
+        if place % int(shards) != int(shard) or done.has(story) or left <= 0:
             continue
         left -= 1
-        result = {**room.cell(scenario, fault, points[number]), "points": count}
-        done.add(cell, result)
-        if result["outcome"] == "wrong":
-            done.note_failure(cell, json.dumps(result))
-            print(f"\nWRONG {cell}: {result}", flush=True)
-    shown = table(done.items())
-    print(f"\n{len(done.results())} cells\n{shown}")
-    (proofs.folder / "crash_points.txt").write_text(shown + "\n")
-    _check(done.items())
+        began = time.monotonic()
+        told = room.story(scenarios[name], fault, alone=alone)
+        done.add(story, {**told, "points": len(told["points"]), "wall_s": round(time.monotonic() - began, 1)})
+        for problem in _problems(story, told):
+            done.note_failure(story, problem)
+            print(f"\nWRONG {problem}", flush=True)
+        (proofs.folder / f"{done.path.stem}.txt").write_text(table(done.items()) + "\n")
+    print(f"\n{len(done.items())} stories\n{table(done.items())}")
+    problems = [problem for story, told in done.items() for problem in _problems(story, told)]
+    assert not problems, f"{len(problems)} problems; the first:\n{problems[0]}"
+    assert done.items()
