@@ -14,7 +14,7 @@ help:
 	@echo "make test     lint, types, import contracts and the quick test suite"
 	@echo "make up       the Dagster UI and daemon (http://127.0.0.1:3000)"
 	@echo "make install  only create .venv and install into it"
-	@echo "make bench    run the benchmarks and print their tables"
+	@echo "make bench    run the benchmarks and write benchmarks/RESULTS.md; BENCH=--quick only sees that they run"
 	@echo "make prove    the long proofs (hours)"
 	@echo "make lint     ruff, mypy, import contracts;  make format  rewrites what ruff can"
 	@echo "make clean    remove .venv (your data in .mlbot stays)"
@@ -48,7 +48,7 @@ test: lint
 	@$(BIN)/python -m pytest -m "not slow and not prove" -n 2 --dist loadfile
 
 bench: $(STAMP)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python benchmarks/run_all.py $(BENCH)
 
 prove: $(STAMP)
 	@$(BIN)/python -m pytest -m prove --timeout 0

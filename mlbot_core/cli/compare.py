@@ -10,7 +10,6 @@ import typer
 from mlbot_core.cli import output, selection
 from mlbot_core.clock import Clock, clock_from_env, format_utc
 from mlbot_core.config import Settings, load_settings
-from mlbot_core.warehouse import Warehouse
 
 Which = Annotated[str, typer.Argument(help="'BTC-2h|lightgbm' (its newest backtest), or a model version's beginning.")]
 Source = Annotated[str | None, typer.Option("--source", "-s", help="Of a market; default: as configured.")]
@@ -48,6 +47,7 @@ def compare(first: Which, second: Which, source: Source = None, size: Size = "un
     Daily returns are compared in pairs, with a 95 % interval by the block bootstrap.
     """
     from mlbot_core.backtest import comparison
+    from mlbot_core.warehouse import Warehouse
 
     settings, clock = load_settings(), clock_from_env()
     name = selection.source_name(settings, source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,9 +11,10 @@ from mlbot_core.cli import output
 from mlbot_core.clock import clock_from_env, format_utc, parse_utc_ms
 from mlbot_core.config import load_settings
 from mlbot_core.errors import UsageError
-from mlbot_core.warehouse import Warehouse
-from mlbot_core.warehouse.snapshots import Snapshot, create_snapshot
-from mlbot_core.warehouse.snapshots import snapshots as stored_snapshots
+
+if TYPE_CHECKING:
+    from mlbot_core.warehouse import Warehouse
+    from mlbot_core.warehouse.snapshots import Snapshot
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after the store: backup, checks, gaps.")
 
@@ -25,6 +26,8 @@ _MIB = 1024**2
 
 
 def _store() -> Warehouse:
+    from mlbot_core.warehouse import Warehouse
+
     return Warehouse(load_settings().warehouse_path, clock_from_env())
 
 
@@ -46,7 +49,10 @@ def import_(folder: Annotated[Path, typer.Argument(help="What an export wrote.")
     """Load an export: whole into an empty home, merged into one that holds data. Doing it twice changes nothing."""
     from mlbot_core.warehouse.backup import import_store
 
-    done = import_store(_store(), folder.expanduser().resolve())
+    source = folder.expanduser().resolve()
+    if not source.is_dir():
+        raise UsageError(f"{source} is no folder; give one that `mlbot db export` or a backup wrote")
+    done = import_store(_store(), source)
     if as_json:
         output.emit_json(
             {"merged": done.merged, "added": done.added, "kept": list(done.kept), "unchecked": list(done.unchecked)}
@@ -166,6 +172,8 @@ def snapshot(
     as_json: Json = False,
 ) -> None:
     """Name the dataset as it was observed by an instant; reads can be held to it."""
+    from mlbot_core.warehouse.snapshots import create_snapshot
+
     try:
         instant = None if at is None else parse_utc_ms(at)
     except ValueError as error:
@@ -183,6 +191,8 @@ def snapshot(
 @app.command()
 def snapshots(as_json: Json = False) -> None:
     """List the named snapshots."""
+    from mlbot_core.warehouse.snapshots import snapshots as stored_snapshots
+
     with _store().read() as con:
         found = [_snapshot_row(one) for one in stored_snapshots(con)]
     if as_json:

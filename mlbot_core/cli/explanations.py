@@ -11,8 +11,6 @@ from mlbot_core.cli.launcher import launch
 from mlbot_core.clock import clock_from_env
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.timeframe import Market
-from mlbot_core.warehouse import Warehouse
-from mlbot_core.warehouse.windows import read_window
 
 _SHOWN = 12
 
@@ -56,6 +54,8 @@ def explain(
 def _stored(settings: Settings, source: str, market: Market, kind: str) -> list[dict[str, Any]]:
     """Return the explanation of the newest version; nothing where there is none."""
     from mlbot_core.models.explanations import FEATURES_TABLE, newest_version
+    from mlbot_core.warehouse import Warehouse
+    from mlbot_core.warehouse.windows import read_window
 
     with Warehouse(settings.warehouse_path, clock_from_env()).read() as con:
         version = newest_version(con, source, f"{market}|{kind}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from mlbot_core import __version__
 from mlbot_core.cli import audit as audit_commands
 from mlbot_core.cli import bandit as bandit_commands
-from mlbot_core.cli import browser, explanations, output, research, selection, trading_status
+from mlbot_core.cli import browser, explanations, output, research, selection
 from mlbot_core.cli import compare as compare_command
 from mlbot_core.cli import db as db_commands
 from mlbot_core.cli import features as feature_commands
@@ -21,7 +22,6 @@ from mlbot_core.cli import probe as probe_command
 from mlbot_core.cli import research_table as table_commands
 from mlbot_core.cli import series as series_commands
 from mlbot_core.cli import signal as signal_command
-from mlbot_core.cli import status as state
 from mlbot_core.cli import trading as trading_commands
 from mlbot_core.cli.launcher import RunResult, launch
 from mlbot_core.cli.selection import Run
@@ -29,16 +29,18 @@ from mlbot_core.clock import clock_from_env
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.errors import MlbotError
 from mlbot_core.timeframe import Market
-from mlbot_core.warehouse import Warehouse
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="A machine-learning trader for BTC perpetual futures. Every command launches the same assets as the web UI.",
     epilog="Exit status: 0 done, 1 the work failed, 2 a mistake in what was asked or configured.",
 )
+
+# what the system says of a place that cannot be used as it was meant
+_PLACES = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG)
 
 STEPS: Mapping[str, int] = {
     "features_and_targets": 2,
@@ -164,8 +166,7 @@ def train(
     """Train walk-forward; --from and --to bound the test period."""
     settings, name, chosen = _resolve(source, symbol, interval)
     period = {"start": start, "end": end}
-    for option, text in (("--from", start), ("--to", end)):
-        selection.instant(text, option)
+    selection.require_period(start, end)
     asked = {key: value for key, value in period.items() if value is not None}
     chosen_models = selection.models_of(settings, chosen, model)
     search = selection.search_of(settings, model, trials) if optimize else None
@@ -210,6 +211,9 @@ def report(
 @app.command()
 def status(as_json: Json = False) -> None:
     """Say what is stored, what failed, what was trained, and how trading stands."""
+    from mlbot_core.cli import status as state
+    from mlbot_core.cli import trading_status
+
     settings = load_settings()
     found = {**state.collect(settings), "trading": trading_status.collect(settings, clock_from_env())}
     if as_json:
@@ -239,11 +243,16 @@ def status(as_json: Json = False) -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Examine machine, configuration, store and sources."""
+def doctor(
+    test_message: Annotated[
+        bool, typer.Option("--test-message", help="Send one to every channel of alerts, and say whether it was taken.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Examine machine, configuration, store, sources and where alerts go."""
     from mlbot_core.cli.doctor import examine
 
-    findings = examine(load_settings(), clock_from_env())
+    findings = examine(load_settings(), clock_from_env(), test_message=test_message)
     if as_json:
         output.emit_json([finding.as_json() for finding in findings])
     else:
@@ -294,6 +303,12 @@ def main() -> None:
     except MlbotError as error:
         print(f"mlbot: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None or error.errno not in _PLACES:
+            raise
+        said = f"{error.filename}: {error.strerror}; choose another place (MLBOT_HOME, --help) or mend this one"
+        print(f"mlbot: {said}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -382,6 +397,9 @@ def _by_timeframe(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _summaries(settings: Settings, source: str, models: Sequence[tuple[Market, str]]) -> list[dict[str, Any]]:
+    from mlbot_core.cli import status as state
+    from mlbot_core.warehouse import Warehouse
+
     asked = {(market.symbol, str(market.timeframe), model) for market, model in models}
     with Warehouse(settings.warehouse_path, clock_from_env()).read() as con:
         rows = state.backtests(con, source)

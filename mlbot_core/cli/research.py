@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,10 @@ from mlbot_core.cli import output
 from mlbot_core.clock import Clock, clock_from_env, format_utc
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.errors import UsageError
-from mlbot_core.validation.trials import NAMESPACES, Head, TrialLedger, open_ledger
+from mlbot_core.validation.trials_chain import NAMESPACES, Head
+
+if TYPE_CHECKING:
+    from mlbot_core.validation.trials import TrialLedger
 
 trials = typer.Typer(no_args_is_help=True, help="The ledger of everything that was ever tried.")
 
@@ -47,6 +50,7 @@ def null_bench(
     from mlbot_core.research import null_bench as bench
     from mlbot_core.research.bench_config import KINDS, NullBenchConfig
     from mlbot_core.timeframe import Timeframe
+    from mlbot_core.validation.trials import open_ledger
 
     # waiting OpenMP threads spin: on a busy machine they were measured to double the time of these small models
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -150,18 +154,31 @@ def verify(
 def export(
     path: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
     namespace: Namespace = "research",
+    as_json: Json = False,
 ) -> None:
     """Write every evaluation with its returns to a Parquet file."""
     from mlbot_core.validation.trials_export import write_export
 
     history = _ledger()[1].read(namespace)
     write_export(history, path)
+    if as_json:
+        output.emit_json(
+            {
+                "namespace": namespace,
+                "evaluations": len(history.rows),
+                "path": str(path),
+                "head": str(history.head),
+            }
+        )
+        return
     output.console().print(
         f"{len(history.rows)} evaluations of {namespace} in {path}; head {history.head}", soft_wrap=True
     )
 
 
 def _ledger() -> tuple[Settings, TrialLedger]:
+    from mlbot_core.validation.trials import open_ledger
+
     settings = load_settings()
     return settings, open_ledger(settings.home, clock_from_env())
 

@@ -8,14 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from mlbot_core.cli import output, selection
-from mlbot_core.cli import status as state
 from mlbot_core.cli.launcher import launch
 from mlbot_core.clock import clock_from_env
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.errors import MissingDataError
-from mlbot_core.research.table import COLUMNS, MEANING, markdown, table_rows
 from mlbot_core.timeframe import Market
-from mlbot_core.warehouse import Warehouse
 
 research = typer.Typer(no_args_is_help=True, help="Every model and baseline side by side.")
 
@@ -64,6 +61,8 @@ def table(
     What is stored already is not made again; a run that was stopped goes on. The table is also written as markdown to
     reports/research-table.md under MLBOT_HOME.
     """
+    from mlbot_core.research.table import COLUMNS, MEANING, markdown, table_rows
+
     settings, clock = load_settings(), clock_from_env()
     chosen = selection.markets(settings, clock, source, symbol, interval or [])
     models = selection.models_of(settings, chosen, model or ["all"])
@@ -126,5 +125,8 @@ def _make(
 
 
 def _stored(settings: Settings, source: str) -> list[dict[str, Any]]:
+    from mlbot_core.cli import status as state
+    from mlbot_core.warehouse import Warehouse
+
     with Warehouse(settings.warehouse_path, clock_from_env()).read() as con:
         return state.backtests(con, source)

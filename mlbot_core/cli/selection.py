@@ -12,8 +12,6 @@ from mlbot_core.config import Settings
 from mlbot_core.config.models import BASE_MODELS, META_MODEL, MODEL_NAMES
 from mlbot_core.config.settings import SOURCE_NAMES
 from mlbot_core.errors import UsageError
-from mlbot_core.market import CATALOGUE, CORE_SERIES, series_spec
-from mlbot_core.sources import open_source
 from mlbot_core.timeframe import DAY_MS, Market, Month, Timeframe
 
 # how far back a first pull from the real API goes: every plan serves at least this much at 4h
@@ -62,6 +60,8 @@ def markets(settings: Settings, clock: Clock, source: str, symbol: str, interval
     ConfigError
         If the source needs a key that is not there.
     """
+    from mlbot_core.sources import open_source
+
     known = [str(tf) for tf in settings.intervals.timeframes]
     if symbol.upper() not in settings.intervals.symbols:
         raise UsageError(
@@ -105,6 +105,19 @@ def instant(text: str | None, option: str) -> int | None:
         raise UsageError(f"{option} {text!r} is not a date; write it like 2024-03-01") from None
 
 
+def require_period(start: str | None, end: str | None) -> None:
+    """Refuse a period that is malformed or empty.
+
+    Raises
+    ------
+    UsageError
+        If a date is none, or the end does not come after the start.
+    """
+    first, last = instant(start, "--from"), instant(end, "--to")
+    if first is not None and last is not None and first >= last:
+        raise UsageError(f"the period from {start} to {end} is empty; give a --to after --from")
+
+
 def months(settings: Settings, clock: Clock, source: str, start: str | None, end: str | None) -> list[Month]:
     """Return the months from ``start`` to ``end`` (inclusive of the month of the last instant before ``end``).
 
@@ -134,6 +147,8 @@ def months(settings: Settings, clock: Clock, source: str, start: str | None, end
 
 
 def _default_start(settings: Settings, source: str, stop_ms: int) -> int:
+    from mlbot_core.sources import open_source
+
     if source == "emulator":
         return max(settings.intervals.emulator.start_ms, settings.intervals.history_start_ms)
     if source == "coinglass":
@@ -146,6 +161,8 @@ def _default_start(settings: Settings, source: str, stop_ms: int) -> int:
 
 
 def _record_end(settings: Settings, clock: Clock, source: str) -> int:
+    from mlbot_core.sources import open_source
+
     if source in ("emulator", "coinglass"):
         return clock.now_ms()
     with open_source(source, settings, clock) as opened:
@@ -203,6 +220,8 @@ def raw_series(settings: Settings, asked: str) -> tuple[str, ...]:
     UsageError
         If a name is not in the catalogue.
     """
+    from mlbot_core.market import CATALOGUE, CORE_SERIES, series_spec
+
     if asked == "all":
         return tuple(CATALOGUE)
     if asked == "needed":

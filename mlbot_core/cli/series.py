@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -13,10 +13,11 @@ from mlbot_core.cli import output
 from mlbot_core.clock import Clock, clock_from_env, format_utc
 from mlbot_core.config import Settings, load_settings
 from mlbot_core.errors import UsageError
-from mlbot_core.market import CATALOGUE, SeriesBatch, SeriesSpec, series_spec
-from mlbot_core.market.batch import column
-from mlbot_core.sources import Source, fetch_many, open_source
 from mlbot_core.timeframe import DAY_MS, Market
+
+if TYPE_CHECKING:
+    from mlbot_core.market import SeriesBatch, SeriesSpec
+    from mlbot_core.sources import Source
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +35,8 @@ def list_series(
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
 ) -> None:
     """Show every series of the catalogue: columns and units, endpoint, plan, and the sources that serve it."""
+    from mlbot_core.market import CATALOGUE
+
     rows = [describe(spec) for spec in CATALOGUE.values()]
     if as_json:
         output.emit_json(rows)
@@ -69,6 +72,8 @@ def fetch_series(
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")] = False,
 ) -> None:
     """Ask a source for series and say what it served: rows, range, gaps with their causes, notes. Stores nothing."""
+    from mlbot_core.sources import fetch_many
+
     settings, clock = load_settings(), clock_from_env()
     market = Market.parse(f"{symbol}-{interval}")
     with _opened(source or settings.intervals.source, settings, clock) as opened:
@@ -139,6 +144,9 @@ def describe(spec: SeriesSpec) -> dict[str, Any]:
 
 def outcome(batch: SeriesBatch) -> dict[str, Any]:
     """Return what a batch holds as plain values."""
+    from mlbot_core.market import series_spec
+    from mlbot_core.market.batch import column
+
     ts = column(batch.table, "ts")
     spec = series_spec(batch.series)
     bars = [len(spec.expected_opens(gap.timeframe, gap.from_ts, gap.to_ts + 1)) for gap in batch.gaps]
@@ -160,6 +168,8 @@ def outcome(batch: SeriesBatch) -> dict[str, Any]:
 
 def _servable(source: Source, names: Sequence[str] | None, market: Market) -> tuple[list[str], dict[str, str]]:
     """Split the wanted series into served ones and {name: why not}; one that was named must be served."""
+    from mlbot_core.market import CATALOGUE, series_spec
+
     refused: dict[str, str] = {}
     wanted = []
     for name in names or CATALOGUE:
@@ -178,6 +188,8 @@ def _servable(source: Source, names: Sequence[str] | None, market: Market) -> tu
 @contextmanager
 def _opened(name: str, settings: Settings, clock: Clock) -> Iterator[Source]:
     """Open a source; for the emulator, a server of this process where none is running already."""
+    from mlbot_core.sources import open_source
+
     if name != "emulator" or settings.emulator_url:
         with open_source(name, settings, clock) as source:
             yield source

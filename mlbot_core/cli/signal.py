@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
 import typer
@@ -14,9 +14,10 @@ from pydantic import SecretStr
 from mlbot_core.cli import output, selection
 from mlbot_core.clock import Clock, clock_from_env, format_utc
 from mlbot_core.config import Settings, load_settings
-from mlbot_core.sources import Source, open_source
 from mlbot_core.timeframe import Market
-from mlbot_core.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from mlbot_core.sources import Source
 
 SECRET_VARIABLE = "MLBOT_WEBHOOK_SECRET"
 
@@ -78,6 +79,7 @@ def forecast_now(
     from mlbot_core.live.chosen import load_cast, stacked_by
     from mlbot_core.live.pull import pull
     from mlbot_core.live.signals import forecast_newest
+    from mlbot_core.warehouse import Warehouse
 
     store = Warehouse(settings.warehouse_path, clock)
     run_id = f"signal-{uuid4().hex[:12]}"
@@ -96,6 +98,8 @@ def forecast_now(
 @contextmanager
 def _opened(settings: Settings, clock: Clock, name: str, *, needed: bool) -> Iterator[Source | None]:
     """Open the source; an emulator that is configured but not running is started for as long as it is needed."""
+    from mlbot_core.sources import open_source
+
     if not needed:
         yield None
         return

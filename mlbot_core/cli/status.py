@@ -6,14 +6,13 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
-
-import duckdb
+from typing import TYPE_CHECKING, Any
 
 from mlbot_core.clock import SystemClock, format_utc
 from mlbot_core.config import Settings
-from mlbot_core.warehouse import Warehouse
-from mlbot_core.warehouse.windows import exists
+
+if TYPE_CHECKING:
+    import duckdb
 
 # outside a record there is nothing to repair
 _OPEN_GAPS = "SELECT count(*) FROM gaps WHERE filled_at IS NULL AND cause NOT LIKE '% the record %'"
@@ -21,6 +20,8 @@ _OPEN_GAPS = "SELECT count(*) FROM gaps WHERE filled_at IS NULL AND cause NOT LI
 
 def collect(settings: Settings) -> dict[str, Any]:
     """Return the state of the home as plain values."""
+    from mlbot_core.warehouse import Warehouse
+
     state: dict[str, Any] = {
         "home": str(settings.home),
         "source": settings.intervals.source,
@@ -44,6 +45,8 @@ def collect(settings: Settings) -> dict[str, Any]:
 
 def backtests(con: duckdb.DuckDBPyConnection, source: str | None = None) -> list[dict[str, Any]]:
     """Return the newest stored summary of each market and model."""
+    from mlbot_core.warehouse.windows import exists
+
     if not exists(con, "backtests"):
         return []
     rows = con.execute(
@@ -116,6 +119,8 @@ def _failed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def _models(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    from mlbot_core.warehouse.windows import exists
+
     if not exists(con, "models"):
         return []
     rows = con.execute(

@@ -5,25 +5,20 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlbot_core.cli import output
 from mlbot_core.clock import Clock, clock_from_env
 from mlbot_core.config import Settings, load_settings
-from mlbot_core.decision.risk import level_of, rearm
-from mlbot_core.decision.state import HALTING, KILL, LEVELS, OBSERVED, RiskState, cause_names, initial_state
 from mlbot_core.errors import MlbotError, UsageError
-from mlbot_core.execution.broker import Accepted, BrokerError
-from mlbot_core.execution.flatten import FlattenReport, flatten_now
-from mlbot_core.execution.flatten_record import Recorder, leave_report, pending_reports
-from mlbot_core.execution.ledger import open_ledger
-from mlbot_core.execution.ledger_risk import AlertLevel
-from mlbot_core.execution.marking import look
-from mlbot_core.execution.reconcile import reconcile
-from mlbot_core.execution.safety import Halt, SafetyFiles
-from mlbot_core.execution.venues import OpenedVenue, known_accounts, open_broker
+
+if TYPE_CHECKING:
+    from mlbot_core.decision.state import RiskState
+    from mlbot_core.execution.flatten import FlattenReport
+    from mlbot_core.execution.safety import Halt, SafetyFiles
+    from mlbot_core.execution.venues import OpenedVenue
 
 _TIMEOUT_S = (3.0, 5.0)
 # What was on its way when the marker was made has arrived after the exchange's receive window.
@@ -56,6 +51,8 @@ def halt(
     as_json: Json = False,
 ) -> None:
     """Stop trading now: nothing more is opened, orders are cancelled, the position is closed. Until `mlbot resume`."""
+    from mlbot_core.execution.venues import known_accounts, open_broker
+
     settings, clock = load_settings(), clock_from_env()
     actor, console = _person(), output.console(to_stderr=True)
     halted: dict[str, Halt] = {}
@@ -87,6 +84,8 @@ def halt(
 
 def flatten(reason: Reason = "asked for by a person", record_wait: RecordWait = 10.0, as_json: Json = False) -> None:
     """Close the position and cancel all orders now; trading goes on with the next decision (see `mlbot halt`)."""
+    from mlbot_core.execution.venues import open_broker
+
     settings, clock = load_settings(), clock_from_env()
     with open_broker(settings, clock, timeout_s=_TIMEOUT_S) as opened:
         files = _files(settings, clock, opened.account)
@@ -97,6 +96,14 @@ def flatten(reason: Reason = "asked for by a person", record_wait: RecordWait = 
 
 def resume(reason: Reason, as_json: Json = False) -> None:
     """Trade again after a halt; refused while book and exchange differ. The drawdown counts anew from today's NAV."""
+    from mlbot_core.decision.risk import level_of, rearm
+    from mlbot_core.decision.state import HALTING, KILL, LEVELS, OBSERVED, cause_names, initial_state
+    from mlbot_core.execution.ledger import open_ledger
+    from mlbot_core.execution.ledger_risk import AlertLevel
+    from mlbot_core.execution.marking import look
+    from mlbot_core.execution.reconcile import reconcile
+    from mlbot_core.execution.venues import open_broker
+
     settings, clock = load_settings(), clock_from_env()
     actor = _person()
     with open_broker(settings, clock, timeout_s=_TIMEOUT_S) as opened:
@@ -159,6 +166,8 @@ def _person() -> str:
 
 
 def _files(settings: Settings, clock: Clock, account: str) -> SafetyFiles:
+    from mlbot_core.execution.safety import SafetyFiles
+
     return SafetyFiles.of(settings.live_dir, account, clock)
 
 
@@ -172,6 +181,8 @@ def _flatten(
     record_wait: float,
     confirm_s: float,
 ) -> dict[str, Any]:
+    from mlbot_core.execution.flatten import flatten_now
+
     console = output.console(to_stderr=True)
     report = flatten_now(
         opened.broker,
@@ -196,6 +207,9 @@ def _record(
     record_wait: float,
 ) -> dict[str, Any]:
     """Put what was done into the book if it is free in time; the risk watch does it later otherwise."""
+    from mlbot_core.execution.flatten_record import Recorder, leave_report, pending_reports
+    from mlbot_core.execution.ledger import open_ledger
+
     leave_report(files, report)
     recorder = Recorder(
         files, lambda: open_ledger(settings.home, clock, opened.account, timeout_s=0.5), opened.broker, 0.2
@@ -211,6 +225,8 @@ def _record(
 
 
 def _cancel_entries(opened: OpenedVenue) -> dict[str, Any]:
+    from mlbot_core.execution.broker import Accepted, BrokerError
+
     outcome = opened.broker.cancel_all(opened.contract, keep_stops=True)
     done = isinstance(outcome, Accepted)
     words = "orders are cancelled" if done else f"ORDERS ARE PERHAPS NOT CANCELLED ({outcome})"

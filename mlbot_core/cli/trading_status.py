@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from mlbot_core.cli import output
 from mlbot_core.clock import Clock, format_utc
 from mlbot_core.config import Settings
-from mlbot_core.decision.risk import level_of
-from mlbot_core.decision.state import CAUSES, LEVELS, RiskState
 from mlbot_core.errors import MlbotError
-from mlbot_core.execution.flatten_record import pending_reports
-from mlbot_core.execution.ledger import ExecutionLedger, open_ledger
-from mlbot_core.execution.safety import Heartbeat, SafetyFiles
-from mlbot_core.execution.venues import known_accounts
+
+if TYPE_CHECKING:
+    from mlbot_core.decision.state import RiskState
+    from mlbot_core.execution.ledger import ExecutionLedger
+    from mlbot_core.execution.safety import Heartbeat
 
 _WATCHERS = ("risk-watch", "dead-man", "trader")
 
 
 def collect(settings: Settings, clock: Clock) -> dict[str, Any]:
     """Return the state of every account of the configured venue as plain values."""
+    from mlbot_core.execution.venues import known_accounts
+
     execution = settings.execution
     return {
         "venue": execution.venue,
@@ -42,6 +43,10 @@ def draw(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _account(settings: Settings, clock: Clock, account: str) -> dict[str, Any]:
+    from mlbot_core.execution.flatten_record import pending_reports
+    from mlbot_core.execution.ledger import open_ledger
+    from mlbot_core.execution.safety import SafetyFiles
+
     files = SafetyFiles.of(settings.live_dir, account, clock)
     halt = files.halted()
     watch = files.heartbeat("risk-watch")
@@ -62,6 +67,9 @@ def _account(settings: Settings, clock: Clock, account: str) -> dict[str, Any]:
 
 
 def _book(settings: Settings, ledger: ExecutionLedger, nav: float | None) -> dict[str, Any]:
+    from mlbot_core.decision.risk import level_of
+    from mlbot_core.decision.state import CAUSES, LEVELS
+
     contract = settings.execution.contract
     stored = ledger.load_risk_state(contract)
     found: dict[str, Any] = {

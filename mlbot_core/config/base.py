@@ -54,6 +54,9 @@ def read_yaml(path: Path, model: type[BaseModel], overrides: Mapping[str, Any] |
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None, [f"{path} is missing; restore it from the repository or point MLBOT_CONFIG_DIR at your own"]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        return None, [f"{path} cannot be read ({why}); restore it from the repository or mend its permissions"]
     except yaml.YAMLError as error:
         return None, [f"{path} is not valid YAML: {' '.join(str(error).split())}"]
     if not isinstance(raw, dict):

@@ -47,7 +47,15 @@ class FeatureConfig(Frozen):
 
 
 class BarrierConfig(Frozen):
-    """One more triple barrier beside the main one: bars to the vertical one, width in horizon standard deviations."""
+    """One more triple barrier beside the main one.
+
+    Parameters
+    ----------
+    horizon
+        Bars until the vertical barrier.
+    width
+        Of the other two, in horizon standard deviations.
+    """
 
     horizon: int = Field(ge=1)
     width: float = Field(gt=0)

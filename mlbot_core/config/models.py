@@ -23,7 +23,7 @@ class RetrainConfig(Frozen):
     Parameters
     ----------
     train_days, min_train_days, test_days
-        As in :class:`WalkForwardConfig`.
+        Instead of what ``walk_forward`` says for all.
     timeframes
         Where ``--model all`` trains it; empty for everywhere. Asked for by name it is trained on any.
     """
@@ -145,7 +145,27 @@ class CalibrationConfig(Frozen):
 
 
 class LightGBMConfig(Frozen):
-    """Parameters of the direction classifier, by LightGBM's own names, and the calibration of its probabilities."""
+    """Parameters of the direction classifier, by LightGBM's own names, and the calibration of its probabilities.
+
+    Parameters
+    ----------
+    n_estimators
+        Trees.
+    learning_rate
+        Share of each tree that is taken over.
+    num_leaves
+        Leaves of a tree at most.
+    min_child_samples
+        Rows in a leaf at least.
+    subsample, subsample_freq
+        Share of the rows that grow a tree, drawn anew every so many trees.
+    colsample_bytree
+        Share of the features that each tree chooses from.
+    reg_lambda
+        L2 penalty on the leaves' values.
+    seed
+        Of the draws.
+    """
 
     n_estimators: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -170,6 +190,14 @@ class CatBoostConfig(Frozen):
 
     Parameters
     ----------
+    iterations
+        Trees.
+    learning_rate
+        Share of each tree that is taken over.
+    depth
+        Of the trees.
+    l2_leaf_reg
+        L2 penalty on the leaves' values.
     subsample
         Share of the rows that grow each tree (Bernoulli).
     rsm
@@ -179,6 +207,8 @@ class CatBoostConfig(Frozen):
         rest on.
     virtual_ensembles
         Parts of the trees whose disagreement is the uncertainty about the mean; 0 for none.
+    seed
+        Of the draws.
     """
 
     iterations: int = Field(ge=1)
@@ -340,7 +370,7 @@ class ConstantConfig(Frozen):
 
 
 class ModelsConfig(Frozen):
-    """``models.yaml``."""
+    """``models.yaml``: feature sets, targets, the walk-forward split and the parameters of every model type."""
 
     features: FeatureConfig
     targets: TargetConfig

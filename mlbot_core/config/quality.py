@@ -8,7 +8,13 @@ from mlbot_core.config.base import Frozen
 
 
 class SourceQualityConfig(Frozen):
-    """Bounds that are other for one source; what is absent is as for all."""
+    """Bounds that are other for one source; what is absent is as for all.
+
+    Parameters
+    ----------
+    max_missing_share, max_gap_bars
+        As for all sources.
+    """
 
     max_missing_share: float | None = Field(default=None, ge=0, le=1)
     max_gap_bars: int | None = Field(default=None, ge=0)
@@ -19,10 +25,14 @@ class QualityConfig(Frozen):
 
     Parameters
     ----------
-    max_missing_share, max_gap_bars
-        Share of the month's bars, and bars in a row, that may be missing.
-    max_price_difference, max_differing_share
-        Two sources' closes may differ by this fraction, and by more in this share of the bars.
+    max_missing_share
+        Share of the month's bars that may be missing.
+    max_gap_bars
+        Bars in a row that may be missing.
+    max_price_difference
+        Two sources' closes may differ by this fraction ...
+    max_differing_share
+        ... and by more in this share of the bars.
     jump_window, jump_scale
         A change counts as a jump beyond so many robust standard deviations of so many changes before it.
     max_standstill_bars

@@ -47,7 +47,19 @@ SourceName = Annotated[str, AfterValidator(_known_source)]
 
 
 class EmulatorConfig(Frozen):
-    """The synthetic market of the local Coinglass server."""
+    """The synthetic market of the local Coinglass server.
+
+    Parameters
+    ----------
+    seed
+        Of the market: the same seed, the same bars.
+    start
+        First day, UTC.
+    mode
+        ``planted``: a known signal is hidden in the flow; ``null``: there is none.
+    plan
+        Limits of calls and of history as Coinglass sells them.
+    """
 
     seed: int
     start: date
@@ -66,7 +78,21 @@ class EmulatorConfig(Frozen):
 
 
 class IntervalsConfig(Frozen):
-    """``intervals.yaml``: symbols, timeframes, source, delays."""
+    """``intervals.yaml``: symbols, timeframes, source, delays.
+
+    Parameters
+    ----------
+    symbols
+        Coins whose USDT perpetuals are followed.
+    timeframes
+        Lengths of the bars.
+    history_start
+        First day of a month, UTC: the first partition of every monthly asset.
+    source
+        Where market data comes from unless a run says otherwise.
+    settle_delay_s
+        Seconds from a bar's close to its decision, by source, in backtest and live alike.
+    """
 
     symbols: tuple[str, ...] = Field(min_length=1)
     timeframes: tuple[TimeframeField, ...] = Field(min_length=1)
@@ -180,7 +206,7 @@ def _date_ms(day: date) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000
 
 
-_FILES: Final[Mapping[str, type[Frozen]]] = {
+CONFIG_FILES: Final[Mapping[str, type[Frozen]]] = {
     "intervals": IntervalsConfig,
     "models": ModelsConfig,
     "fees": FeesConfig,
@@ -221,7 +247,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     overrides = {"intervals": {"source": source} if source else None}
     read: dict[str, Any] = {}
     problems: list[str] = []
-    for name, model in _FILES.items():
+    for name, model in CONFIG_FILES.items():
         read[name], wrong = read_yaml(config_dir / f"{name}.yaml", model, overrides.get(name))
         problems += wrong
     if problems:

@@ -11,7 +11,15 @@ from mlbot_core.config.base import Frozen
 
 
 class FeeTierConfig(Frozen):
-    """Fees of one tier, basis points of the traded value; a negative maker fee is a rebate."""
+    """Fees of one tier.
+
+    Parameters
+    ----------
+    taker_bp
+        Basis points of the traded value.
+    maker_bp
+        Basis points of the traded value; a negative one is a rebate.
+    """
 
     taker_bp: float = Field(ge=0, lt=100)
     maker_bp: float = Field(gt=-100, lt=100)
@@ -40,8 +48,10 @@ class InstrumentConfig(Frozen):
 
     Parameters
     ----------
-    lot, tick
-        Steps of quantity (coins) and of price (USD).
+    lot
+        Step of the quantity, coins.
+    tick
+        Step of the price, USD.
     min_notional
         Smallest order value, USD.
     maintenance

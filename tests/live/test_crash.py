@@ -128,7 +128,7 @@ def assert_whole_months(tools, home, clean) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_twenty_kills_leave_whole_months_or_none(make_home, emulator, tools, capsys):
     plan = [tools.data_run(MARKET, str(MONTHS[0]), str(MONTHS[-1]))]
     fixed = {"MLBOT_CLOCK": f"fixed:{tools.NOW}", "MLBOT_EMULATOR_URL": emulator.url}
