@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from mlbot_core.observability.alerts import SILENT, SILENT_AFTER_S
 from mlbot_core.observability.boards import BOARDS, Board, Panel
 from mlbot_core.observability.exporter import PORT
 from mlbot_core.observability.metrics_catalogue import CATALOGUE
@@ -287,6 +288,15 @@ def runbook() -> str:
         hold = "at once" if rule.hold == "0s" else f"after {rule.hold}"
         lines += [f"## {rule.name}", "", f"**{rule.severity}**, {hold}. {what}", "", rule.do, ""]
         lines += ["```promql", rule.expr, "```", ""]
+    lines += [
+        f"## {SILENT}",
+        "",
+        f"**critical**, after {SILENT_AFTER_S:g} s. Prometheus does not answer: no rule above is evaluated.",
+        "",
+        "It comes from the notifier itself (`mlbot_core/observability/alerts.py`). Start Prometheus again and see "
+        "its log; what the trader itself has to tell goes on meanwhile.",
+        "",
+    ]
     lines += ["## Metrics", "", "| metric | kind | labels | meaning |", "|---|---|---|---|"]
     for metric in CATALOGUE.values():
         labels = ", ".join(f"`{label}`" for label in metric.labels)

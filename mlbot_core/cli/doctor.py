@@ -1,7 +1,8 @@
-"""``mlbot doctor``: is this machine fit, is the configuration whole, do the sources answer?"""
+"""``mlbot doctor``: is this machine fit, is the configuration whole, do the sources answer, does an alert arrive?"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -37,8 +38,14 @@ class Finding:
         return dict(self.__dict__)
 
 
-def examine(settings: Settings, clock: Clock) -> list[Finding]:
-    """Return all findings; nothing is changed but the store's own files, which are created where absent."""
+def examine(settings: Settings, clock: Clock, *, test_message: bool = False) -> list[Finding]:
+    """Return all findings; nothing is changed but the store's own files, which are created where absent.
+
+    Parameters
+    ----------
+    test_message
+        Send one to every configured channel of alerts, which is seen by people.
+    """
     from mlbot_core.cli.doctor_trading import findings
 
     return [
@@ -53,6 +60,7 @@ def examine(settings: Settings, clock: Clock) -> list[Finding]:
         _guard("source coinglass", lambda: _coinglass(settings, clock)),
         _guard("source bybit", lambda: _bybit(settings, clock)),
         *findings(settings, clock),
+        *_alerts(settings, test_message),
     ]
 
 
@@ -62,6 +70,34 @@ def _guard(name: str, look: Callable[[], tuple[str, str]]) -> Finding:
     except (MlbotError, OSError) as error:
         return Finding(name, "bad", str(error))
     return Finding(name, state, text)
+
+
+def _alerts(settings: Settings, test_message: bool) -> list[Finding]:
+    """Say where alerts go, and with ``test_message`` whether each of those places takes one."""
+    from mlbot_core.observability.alerts import channels_of, trial_message
+    from mlbot_core.observability.redaction import Redactor, secrets_of
+
+    try:
+        keys = load_api_keys(settings.config_dir)
+    except MlbotError:
+        return []  # "keys" says it
+    channels = channels_of(settings, os.environ)
+    if not channels:
+        text = "nobody is told: set slack_webhook in config/api_keys.yaml, MLBOT_SLACK_WEBHOOK or MLBOT_ALERT_WEBHOOK"
+        return [Finding("alerts", "bad" if test_message else "note", text)]
+    names = [channel.name for channel in channels]
+    if not test_message:
+        return [Finding("alerts", "ok", f"go to {', '.join(names)}; see whether they arrive with --test-message")]
+    redact = Redactor(secrets_of(keys, os.environ))
+    found = []
+    for channel in channels:
+        try:
+            channel.send(trial_message(settings))
+        except MlbotError as error:
+            found.append(Finding(f"alerts: {channel.name}", "bad", redact(str(error))))
+        else:
+            found.append(Finding(f"alerts: {channel.name}", "ok", "took a test message; look whether it is there"))
+    return found
 
 
 def _python() -> tuple[str, str]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,7 @@ def launch(runs: Sequence[Run], settings: Settings, console: Console, *, steps: 
     shares = _share_out(runs, settings.threads)
     log_dir = settings.home / "logs"
     log_dir.mkdir(parents=True, exist_ok=True)
-    with _emulator(runs, settings) as url, _bars(console) as bars:
+    with _ends_when_told(), _emulator(runs, settings) as url, _bars(console) as bars:
         tasks = [bars.add_task(run.title, total=len(run.assets) or steps.get(run.job), step="waiting") for run in runs]
         environment = child_environment(settings, max(1, settings.threads // len(shares)))
         if url:
@@ -93,6 +94,26 @@ def launch(runs: Sequence[Run], settings: Settings, console: Console, *, steps: 
     for worker in workers:
         worker.require_finished()
     return results
+
+
+@contextlib.contextmanager
+def _ends_when_told() -> Iterator[None]:
+    """Leave by an exception when the process is asked to end or its terminal closes, so that no worker stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _share_out(runs: Sequence[Run], processes: int) -> list[list[int]]:

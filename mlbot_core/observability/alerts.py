@@ -11,7 +11,8 @@ variable                         meaning
 
 Alerts lie in the book until they were told. Each key is told once: it is marked after all channels took it. A crash
 between the two tells it again after the restart; losing it is not possible. What waits is told together, a message a
-kind, at most so many messages a minute; critical ones wait for nobody.
+kind, at most so many messages a minute; critical ones wait for nobody. A Prometheus that does not answer for a minute
+is an alert of its own: its rules watch over everything else, and nobody watches over them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from mlbot_core.clock import Clock, SystemClock, clock_from_env
+from mlbot_core.clock import Clock, SystemClock, clock_from_env, format_utc
 from mlbot_core.config import Settings, load_api_keys, load_settings
 from mlbot_core.errors import MlbotError, UsageError
 from mlbot_core.execution.ledger import ExecutionLedger
@@ -45,6 +46,8 @@ _LOG = logging.getLogger(__name__)
 WATCHER: Final = "prometheus"
 EVERY_S: Final = 2.0
 PER_MINUTE: Final = 10
+SILENT_AFTER_S: Final = 60.0
+SILENT: Final = "prometheus_silent"
 _FIRST_PAUSE_S: Final = 2.0
 _LONGEST_PAUSE_S: Final = 300.0
 
@@ -140,12 +143,27 @@ class PrometheusAlerts:
         Of Prometheus.
     book
         Of the account :data:`WATCHER`.
+    timeout_s
+        Longest wait for an answer, seconds.
+    silent_after_s
+        How long Prometheus may be silent before that is told, seconds of ``monotonic``.
     """
 
-    def __init__(self, url: str, book: ExecutionLedger, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        book: ExecutionLedger,
+        timeout_s: float = 5.0,
+        *,
+        silent_after_s: float = SILENT_AFTER_S,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._url = url.rstrip("/")
         self._book = book
         self._timeout_s = timeout_s
+        self._silent_after_s = silent_after_s
+        self._monotonic = monotonic
+        self._silent_since: tuple[float, int] | None = None
         self._without_book: set[str] = set()
 
     def firing(self) -> list[tuple[str, AlertLevel, str, str]]:
@@ -172,18 +190,52 @@ class PrometheusAlerts:
         return found
 
     def bring(self, directly: Callable[[Message, Sequence[tuple[str, str]]], bool]) -> int:
-        """Write what fires into the book; where that fails tell it ``directly``. Return how much was new."""
-        new = 0
-        for key, level, name, text in self.firing():
-            try:
-                new += self._book.raise_alert(level, name, text, key=key)
-            except MlbotError as error:
-                if key not in self._without_book:
-                    lines = (text, f"(the book of alerts cannot be written: {type(error).__name__})")
-                    if directly(Message(level, WATCHER, name, lines, 1), [(WATCHER, key)]):
-                        self._without_book.add(key)
-                        new += 1
-        return new
+        """Write what fires into the book; where that fails tell it ``directly``. Return how much was new.
+
+        Raises
+        ------
+        OSError, ValueError, KeyError
+            As :meth:`firing`; a silence that lasts is told before.
+        """
+        try:
+            firing = self.firing()
+        except (OSError, ValueError, KeyError):
+            self._silent(directly)
+            raise
+        self._silent_since = None
+        return sum(self._bring_one(*alert, directly) for alert in firing)
+
+    def _silent(self, directly: Callable[[Message, Sequence[tuple[str, str]]], bool]) -> None:
+        if self._silent_since is None:
+            self._silent_since = (self._monotonic(), SystemClock().now_ms())
+        since, began_ms = self._silent_since
+        if self._monotonic() - since < self._silent_after_s:
+            return
+        text = (
+            f"Prometheus has not answered since {format_utc(began_ms // 1000 * 1000)}: no rule is evaluated. Is it "
+            "running, and is MLBOT_PROMETHEUS_URL its address? Alerts of the book itself go on."
+        )
+        self._bring_one(f"silent/{began_ms}", AlertLevel.CRITICAL, SILENT, text, directly)
+
+    def _bring_one(
+        self,
+        key: str,
+        level: AlertLevel,
+        name: str,
+        text: str,
+        directly: Callable[[Message, Sequence[tuple[str, str]]], bool],
+    ) -> bool:
+        """Return whether it was new."""
+        try:
+            return self._book.raise_alert(level, name, text, key=key)
+        except MlbotError as error:
+            if key in self._without_book:
+                return False
+            lines = (text, f"(the book of alerts cannot be written: {type(error).__name__})")
+            if not directly(Message(level, WATCHER, name, lines, 1), [(WATCHER, key)]):
+                return False
+            self._without_book.add(key)
+            return True
 
 
 def channels_of(settings: Settings, environ: Mapping[str, str]) -> list[Channel]:
@@ -212,10 +264,15 @@ def send_test_message(settings: Settings, environ: Mapping[str, str] | None = No
     env = os.environ if environ is None else environ
     names = []
     for channel in channels_of(settings, env):
-        text = f"mlbot doctor on venue {settings.execution.venue}: alerts arrive here. Nothing has to be done."
-        channel.send(Message(AlertLevel.INFO, settings.execution.venue, "test", (text,), 1))
+        channel.send(trial_message(settings))
         names.append(channel.name)
     return names
+
+
+def trial_message(settings: Settings) -> Message:
+    """Return what is told to see whether a channel works."""
+    text = f"mlbot doctor on venue {settings.execution.venue}: alerts arrive here. Nothing has to be done."
+    return Message(AlertLevel.INFO, settings.execution.venue, "test", (text,), 1)
 
 
 class _Books:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from mlbot_core.cli.supervisor import Service, ServiceError, Supervisor, read_record
+from mlbot_core.cli.up import AlreadyUpError, home_lock
+from mlbot_core.cli.up_live import end_orphans
 from mlbot_core.execution.safety import process_started
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
@@ -147,3 +149,44 @@ def test_a_reused_number_is_not_taken_for_a_service(tmp_path: Path) -> None:
     finally:
         bystander.kill()
         bystander.wait()
+
+
+KILLED_WITH_ITS_HOME = """
+import os, sys, threading
+from pathlib import Path
+from mlbot_core.cli.supervisor import Service, Supervisor
+from mlbot_core.cli.up import home_lock, write_holder
+from mlbot_core.execution.safety import process_started
+
+home = Path(sys.argv[1])
+sleeper = Service("sleeper", (sys.executable, "-c", "import time; time.sleep(600)"))
+with home_lock(home, "http://here") as lock:
+    write_holder(lock, {"pid": os.getpid(), "begun": process_started(os.getpid()), "url": "", "live": "emulator"})
+    say = lambda text: print(text, flush=True)
+    Supervisor([sleeper], dict(os.environ), home / "live", say, (lock,)).run(threading.Event())
+"""
+
+
+def test_after_a_killed_supervisor_the_home_can_be_taken_again(tmp_path: Path) -> None:
+    (tmp_path / "live").mkdir()
+    command = [sys.executable, "-c", KILLED_WITH_ITS_HOME, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        try:
+            for line in supervisor.stdout:
+                if line.startswith("running:"):
+                    break
+            said: list[str] = []
+            end_orphans(tmp_path, tmp_path / "live", said.append)
+            assert not said, "a supervisor that lives is left alone"
+        finally:
+            supervisor.kill()
+    (pid,) = pids(tmp_path / "live").values()
+    assert process_started(pid) is not None
+    with pytest.raises(AlreadyUpError), home_lock(tmp_path, "http://here"):
+        pass
+    end_orphans(tmp_path, tmp_path / "live", said.append)
+    assert process_started(pid) is None
+    assert ["sleeper" in line for line in said] == [True]
+    with home_lock(tmp_path, "http://here"):
+        pass

@@ -11,8 +11,16 @@ from mlbot_core.config.secrets import load_api_keys
 from mlbot_core.errors import UsageError
 from mlbot_core.execution.ledger import ExecutionLedger
 from mlbot_core.execution.ledger_risk import AlertLevel
+from mlbot_core.execution.ledger_store import LedgerError
 from mlbot_core.live.webhook import WebhookError
-from mlbot_core.observability.alerts import Notifier, _only_one, channels_of, send_test_message
+from mlbot_core.observability.alerts import (
+    SILENT,
+    Notifier,
+    PrometheusAlerts,
+    _only_one,
+    channels_of,
+    send_test_message,
+)
 from mlbot_core.observability.channels import SlackChannel, WebhookChannel
 from mlbot_core.observability.redaction import LEFT_OUT, Redactor, secrets_of
 
@@ -163,3 +171,31 @@ def test_two_notifiers_do_not_work_on_one_home(tmp_path):
         pass
     with _only_one(settings):
         pass
+
+
+def test_a_prometheus_that_is_silent_is_told_once_for_each_silence_with_or_without_the_book(book, slack):
+    pulse, without = Pulse(), []
+    watcher = PrometheusAlerts("http://127.0.0.1:9", book, timeout_s=1.0, silent_after_s=60, monotonic=pulse)
+
+    def look():
+        with pytest.raises(OSError, match="refused"):
+            watcher.bring(lambda message, keys: without.append(message) or True)
+
+    for pulse.now in (0.0, 59.0):
+        look()
+    assert book.pending_alerts() == []
+    for pulse.now in (61.0, 300.0):
+        look()
+    (alert,) = book.pending_alerts()
+    assert (alert.level, alert.code) == (AlertLevel.CRITICAL, SILENT)
+    assert "no rule is evaluated" in alert.message
+    assert without == []
+
+    def refuse(*_: object, **__: object):
+        raise LedgerError("the book is away")
+
+    book.raise_alert = refuse
+    watcher = PrometheusAlerts("http://127.0.0.1:9", book, timeout_s=1.0, silent_after_s=60, monotonic=pulse)
+    for pulse.now in (400.0, 500.0, 600.0):
+        look()
+    assert [message.code for message in without] == [SILENT]
