@@ -350,7 +350,8 @@ class Story:
         self.exchange.install_faults(TradeFaultSchedule())
         self.dying.after = None
         self.clock.sleep(60)
-        for _ in range(12):
+        # a maker's order may rest for a minute, looked at every five seconds, and what is left is taken after that
+        for _ in range(24):
             self.look()
             report = self.trader.cycle()
             if report.clean and not report.open and not report.blind:

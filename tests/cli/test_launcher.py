@@ -1,0 +1,44 @@
+"""A command that is told to end takes the processes along that it had started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mlbot_core.execution.safety import process_started
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, of all its threads."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+def test_a_terminated_command_leaves_no_worker_behind(tmp_path: Path) -> None:
+    environment = {**os.environ, "MLBOT_HOME": str(tmp_path), "MLBOT_THREADS": "1"}
+    command = [sys.executable, "-m", "mlbot_core.cli.main", "backfill", "-i", "4h", "-s", "emulator"]
+    with (tmp_path / "out.txt").open("wb") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + 60
+        workers: list[int] = []
+        while not workers:
+            assert process.poll() is None, (tmp_path / "out.txt").read_text()
+            assert time.monotonic() < deadline, "no worker was started"
+            time.sleep(0.05)
+            workers = [
+                pid for pid in children(process.pid)
+                if "mlbot_dagster.launch" in Path(f"/proc/{pid}/cmdline").read_text()
+            ]  # fmt: skip
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert [process_started(pid) for pid in workers] == [None] * len(workers)
+    finally:
+        process.kill()
+        process.wait()
