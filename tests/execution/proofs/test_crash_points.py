@@ -240,7 +240,7 @@ def _same_points(told: dict[str, Any], theirs: dict[Any, Any]) -> set[Any]:
     return lacking
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.timeout(0)
 def test_a_fork_is_a_death(room: Room, exchange_process: Any) -> None:
     """Processes that are really killed, over sockets, leave what the forks leave: verdicts and rows are equal.
