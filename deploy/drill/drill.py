@@ -308,7 +308,7 @@ class Drill:
         steps = {second - first for first, second in itertools.pairwise(bars)}
         once = len(links) == len(set(links)) and len(sent) == len(set(sent)) and set(sent) <= set(links)
         self.line("book and exchange", "same fills, no order twice, each bar once",
-                  f"{len(mine)} and {len(theirs)} fills, {len(sent)} orders, {len(bars)} bars in steps of {steps} ms",
+                  f"{len(mine)} and {len(theirs)} fills, {len(sent)} orders, {len(bars)} bars",
                   mine == theirs and once and len(steps) == 1)  # fmt: skip
 
     def kill_supervisor(self) -> None:

@@ -71,6 +71,9 @@ def _words(name: str, column: pa.Array) -> _Words:
         texts = [hashlib.sha256(str(text).encode()).digest()[:8] for text in coded.dictionary.to_pylist()]
         known = np.frombuffer(b"".join(texts) or bytes(8), dtype="<u8").astype(np.uint64)
         return known[np.asarray(coded.indices.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        digests = [hashlib.sha256(value or b"").digest()[:8] for value in column.to_pylist()]
+        return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
     if pa.types.is_floating(kind):
         values = np.array(column.fill_null(0.0).to_numpy(zero_copy_only=False), dtype=np.float64)
         values[np.isnan(values)] = np.nan

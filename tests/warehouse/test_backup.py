@@ -113,13 +113,23 @@ def filled(filled_file, warehouse, clock, feed):
 
 def test_the_hash_of_a_table_depends_on_its_rows_and_not_on_their_order(warehouse):
     with warehouse.write() as con:
-        con.execute("CREATE TABLE a (k VARCHAR, x DOUBLE, n BIGINT, b BOOLEAN)")
-        con.execute("INSERT INTO a VALUES ('p', 1.5, 1, true), ('q', NULL, 2, NULL), ('p', 'nan', 3, false)")
+        con.execute("CREATE TABLE a (k VARCHAR, x DOUBLE, n BIGINT, b BOOLEAN, v BLOB)")
+        con.execute(
+            "INSERT INTO a VALUES ('p', 1.5, 1, true, '\\xFF\\x00'), ('q', NULL, 2, NULL, NULL), "
+            "('p', 'nan', 3, false, '')"
+        )
         con.execute("CREATE TABLE b AS FROM a ORDER BY n DESC")
         con.execute("ALTER TABLE b ADD COLUMN later DOUBLE")
         one = table_content(con, "a")
         assert table_content(con, "b") == one, "neither order nor an empty column counts"
-        for change in ("x = 1.25 WHERE n = 1", "k = 'r' WHERE n = 2", "x = 0 WHERE n = 2", "b = true WHERE n = 3"):
+        for change in (
+            "x = 1.25 WHERE n = 1",
+            "k = 'r' WHERE n = 2",
+            "x = 0 WHERE n = 2",
+            "b = true WHERE n = 3",
+            r"v = '\xFF\x01' WHERE n = 1",
+            "v = '' WHERE n = 2",
+        ):
             con.execute("CREATE OR REPLACE TABLE c AS FROM a")
             con.execute(f"UPDATE c SET {change}")
             assert table_content(con, "c").hash != one.hash, change
