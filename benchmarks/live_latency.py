@@ -28,13 +28,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from mlbot_core.clock import SharedClock
 from mlbot_core.market import CATALOGUE
@@ -54,7 +53,6 @@ DECISION = Timeframe(120)
 PARTS = ("close_to_data_s", "data_to_decision_s", "decision_to_acknowledged_s", "close_to_decision_s")
 SERVERS = ("code-server", "daemon", "webserver")
 QUICK_BARS = 4
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def measure(trained: Rehearsal, folder: Path, how: Arrangement, bars: int) -> di
             one.to_next_bar()
             for _ in range(bars):
                 seen.append(one.to_next_bar())
-                memory.append(resident(one))
+                memory.append({name: mib for name, mib in one.resident().items() if name in SERVERS})
             filled = len(rounds)
     finally:
         one.stop()
@@ -263,16 +261,6 @@ def data_complete(one: Rehearsal, ts: int, decision_ms: int) -> tuple[int, int]:
     assert found, f"no series of the bar {ts} is stored"
     in_time = [at for at in found if at <= decision_ms]
     return max(in_time or found), len(found) - len(in_time)
-
-
-def resident(one: Rehearsal) -> dict[str, float]:
-    """Return the resident memory of each server by itself, MiB; one that was just restarted is left out."""
-    found = {}
-    for name, row in one.services().items():
-        if name in SERVERS:
-            with suppress(psutil.NoSuchProcess):
-                found[name] = psutil.Process(row["pid"]).memory_info().rss / MIB
-    return found
 
 
 def spread(values: Sequence[float]) -> dict[str, float | int | None]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mlbot_core.clock import Clock
 from mlbot_core.errors import UsageError
+from mlbot_core.execution import ledger_questions as questions
 from mlbot_core.execution.ledger_book import BookLedger
 from mlbot_core.execution.ledger_rows import Row
 from mlbot_core.execution.ledger_schema import TABLES
@@ -46,9 +47,8 @@ class ExecutionLedger(BookLedger):
             raise UsageError(f"the book has no table {table!r}; choose one of {', '.join(TABLES)}")
         source = TABLES[table]
         nothing: list[Row] = []
-        return self._reading(
-            source, lambda connection: self._select(connection, source, source.c.seq > after, limit=limit), nothing
-        )
+        question = questions.rows(source, since="seq").limit(limit)
+        return self._reading(source, lambda connection: self._ask(connection, question, seq=after + 1), nothing)
 
 
 def open_ledger(

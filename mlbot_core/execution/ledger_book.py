@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from mlbot_core.decision.state import ERROR, OBSERVED, RiskState, initial_state
+from mlbot_core.execution import ledger_questions as questions
 from mlbot_core.execution.intents import Intent
 from mlbot_core.execution.ledger_folds import FLOW_KINDS, PositionView
 from mlbot_core.execution.ledger_mirror import Mirror, PositionFold
@@ -51,7 +52,7 @@ class BookLedger(PlansLedger):
         self._fills: dict[str, Mirror[Execution]] = {}
         self._folds: dict[tuple[str, int], PositionFold] = {}
         self._changes: Mirror[Decimal] = Mirror(
-            WALLET_EVENTS, "event_id", lambda row: Decimal(row["change"]), WALLET_EVENTS.c.coin == COIN
+            WALLET_EVENTS, "event_id", lambda row: Decimal(row["change"]), coin=COIN
         )
 
     # --- where it begins
@@ -83,11 +84,11 @@ class BookLedger(PlansLedger):
             known = self._opening(connection, symbol)
             if known is not None:
                 return known
-            for table, name, at, given in (
-                (FILLS, "exec_id", "exec_ms", {fill.exec_id for fill in executions}),
-                (WALLET_EVENTS, "event_id", "at_ms", {event.event_id for event in events}),
+            for question, name, at, given in (
+                (questions.FILLS_AT, "exec_id", "exec_ms", {fill.exec_id for fill in executions}),
+                (questions.WALLET_AT, "event_id", "at_ms", {event.event_id for event in events}),
             ):
-                rows = self._select(connection, table, table.c[at] >= since_ms)
+                rows = self._ask(connection, question, **{at: since_ms})
                 if any(row[name] not in given for row in rows):
                     return None
             self._record(connection, executions, "rest")
@@ -133,7 +134,7 @@ class BookLedger(PlansLedger):
     def fills_after(self, symbol: str, seq: int) -> list[tuple[int, Execution]]:
         """Return executions of a symbol that were written after the row numbered ``seq``, with their numbers."""
         if symbol not in self._fills:
-            self._fills.setdefault(symbol, Mirror(FILLS, "exec_id", execution_of, FILLS.c.symbol == symbol))
+            self._fills.setdefault(symbol, Mirror(FILLS, "exec_id", execution_of, symbol=symbol))
         return self._mirrored(self._fills[symbol], seq)
 
     def newest_fill(self) -> int:
@@ -142,8 +143,9 @@ class BookLedger(PlansLedger):
 
     def newest_wallet_event_ms(self) -> int | None:
         """Return the exchange's time of the newest row of the wallet's log, UTC ms; None if there is none."""
-        query = sa.select(sa.func.max(WALLET_EVENTS.c.at_ms)).where(WALLET_EVENTS.c.account == self.account)
-        return self._reading(WALLET_EVENTS, lambda connection: connection.execute(query).scalar(), None)
+        return self._reading(
+            WALLET_EVENTS, lambda connection: self._value(connection, questions.NEWEST_WALLET_MS), None
+        )
 
     # --- marks and flags
 
@@ -250,7 +252,7 @@ class BookLedger(PlansLedger):
             A set of :data:`mlbot_core.decision.state.OBSERVED`; 0 for all clear.
         """
         with self._writing() as connection:
-            known = self._select(connection, FLAGS, FLAGS.c.symbol == symbol, FLAGS.c.owner == owner)
+            known = self._ask(connection, questions.FLAGS_OF_OWNER, symbol=symbol, owner=owner)
             if (int(known[-1]["causes"]) if known else 0) == causes:
                 return False
             row = {"symbol": symbol, "owner": owner, "causes": causes, "reason": reason}
@@ -263,7 +265,7 @@ class BookLedger(PlansLedger):
 
     def has_alert(self, key: str) -> bool:
         """Return whether an alert was raised under a key."""
-        return bool(self._rows(ALERTS, ALERTS.c.alert_key == key))
+        return bool(self._rows(ALERTS, questions.ALERT, alert_key=key))
 
     # --- stops
 
@@ -280,7 +282,7 @@ class BookLedger(PlansLedger):
     # --- inside a transaction
 
     def _opening(self, connection: Connection, symbol: str) -> Opening | None:
-        rows = self._select(connection, OPENINGS, OPENINGS.c.symbol == symbol)
+        rows = self._ask(connection, questions.OPENING, symbol=symbol)
         if not rows:
             return None
         row = rows[0]
@@ -291,16 +293,15 @@ class BookLedger(PlansLedger):
         return 0 if opening is None else int(getattr(opening, name))
 
     def _newest(self, connection: Connection, table: sa.Table) -> int:
-        query = sa.select(sa.func.max(table.c.seq)).where(table.c.account == self.account)
-        return int(connection.execute(query).scalar() or 0)
+        return int(self._value(connection, questions.NEWEST[table.name]) or 0)
 
     def _flow_seq(self, opening: Opening | None, stored: StoredRiskState | None) -> int:
         contained = 0 if opening is None else opening.wallet_seq
         return contained if stored is None else max(contained, stored.flow_seq)
 
     def _flows(self, connection: Connection, after: int, upto: int | None) -> tuple[Decimal, int]:
-        where: list[Any] = [WALLET_EVENTS.c.seq > after] + ([] if upto is None else [WALLET_EVENTS.c.seq <= upto])
-        rows = self._select(connection, WALLET_EVENTS, *where)
+        later = self._ask(connection, questions.WALLET_FROM, seq=after + 1)
+        rows = [row for row in later if upto is None or int(row["seq"]) <= upto]
         flow = sum(
             (Decimal(row["change"]) for row in rows if row["coin"] == COIN and row["kind"] in FLOW_KINDS),
             ZERO,
@@ -309,7 +310,7 @@ class BookLedger(PlansLedger):
 
     def _flags(self, connection: Connection, symbol: str, owner: str | None = None) -> int:
         newest: dict[str, int] = {}
-        for row in self._select(connection, FLAGS, FLAGS.c.symbol == symbol):
+        for row in self._ask(connection, questions.FLAGS_OF, symbol=symbol):
             newest[row["owner"]] = int(row["causes"])
         raised = 0
         for name, causes in newest.items():

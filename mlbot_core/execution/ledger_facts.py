@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from mlbot_core.execution import ledger_questions as questions
 from mlbot_core.execution.ledger_folds import (
     LedgerConflictError,
     PositionView,
@@ -81,23 +81,24 @@ class FactsLedger(IntentsLedger):
 
     def executions(self, symbol: str | None = None) -> list[Execution]:
         """Return the executions in the book, as they were written, of one symbol or all."""
-        where = [] if symbol is None else [FILLS.c.symbol == symbol]
-        rows = self._rows(FILLS, *where)
+        if symbol is None:
+            rows = self._rows(FILLS, questions.FILLS_ALL)
+        else:
+            rows = self._rows(FILLS, questions.FILLS_OF, symbol=symbol)
         return [execution_of(row) for row in rows]
 
     def newest_execution_ms(self) -> int | None:
         """Return the exchange's time of the newest execution in the book, UTC ms; None if there is none."""
-        query = sa.select(sa.func.max(FILLS.c.exec_ms)).where(FILLS.c.account == self.account)
-        return self._reading(FILLS, lambda connection: connection.execute(query).scalar(), None)
+        return self._reading(FILLS, lambda connection: self._value(connection, questions.NEWEST_FILL_MS), None)
 
     def wallet_events(self) -> list[WalletEvent]:
         """Return the wallet's log, as it was written."""
-        rows = self._rows(WALLET_EVENTS)
+        rows = self._rows(WALLET_EVENTS, questions.WALLET_ALL)
         return [from_row(WalletEvent, row) for row in rows]
 
     def orders(self, *, open_only: bool = False) -> list[OrderSnapshot]:
         """Return the state of every order that was ever seen, or of those that are not over."""
-        rows = self._rows(ORDERS)
+        rows = self._rows(ORDERS, questions.ORDERS_ALL)
         by_id: dict[str, list[OrderSnapshot]] = {}
         for row in rows:
             by_id.setdefault(row["order_id"], []).append(from_row(OrderSnapshot, row))
@@ -128,17 +129,13 @@ class FactsLedger(IntentsLedger):
     def _observe(self, connection: Connection, snapshot: OrderSnapshot, source: str) -> bool:
         row = to_row(snapshot)
         row["digest"] = digest_of(row)
-        known = self._select(connection, ORDERS, ORDERS.c.order_id == snapshot.order_id)
+        known = self._ask(connection, questions.ORDER, order_id=snapshot.order_id)
         if any(other["digest"] == row["digest"] for other in known):
             return False
         order_state([*(from_row(OrderSnapshot, other) for other in known), snapshot])
         if snapshot.order_link_id:
-            others = self._select(
-                connection,
-                ORDERS,
-                ORDERS.c.order_link_id == snapshot.order_link_id,
-                ORDERS.c.order_id != snapshot.order_id,
-            )
+            linked = self._ask(connection, questions.ORDERS_OF_LINK, order_link_id=snapshot.order_link_id)
+            others = [other for other in linked if other["order_id"] != snapshot.order_id]
             if others:
                 raise LedgerConflictError(
                     f"orderLinkId {snapshot.order_link_id} belongs to order {others[0]['order_id']} in the book and to "

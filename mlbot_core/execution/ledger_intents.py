@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from mlbot_core.clock import format_utc
+from mlbot_core.execution import ledger_questions as questions
 from mlbot_core.execution.identifiers import Leg
 from mlbot_core.execution.intents import Intent
 from mlbot_core.execution.ledger_folds import AttemptEvent, AttemptState, Closing, IntentState, LedgerConflictError
@@ -203,7 +203,7 @@ class IntentsLedger(StatesLedger):
                     f"intent {intent.intent_id} is of account {key.account} and decision {key.decision_id}, not of "
                     f"{self.account} and {decision_id}; plan it for the decision that it belongs to"
                 )
-            decided = self._select(connection, DECISIONS, DECISIONS.c.decision_id == key.decision_id)
+            decided = self._ask(connection, questions.DECISION, decision_id=key.decision_id)
             if not decided or (decided[0]["symbol"], decided[0]["strategy"]) != (key.symbol, key.strategy):
                 raise LedgerConflictError(
                     f"intent {intent.intent_id} ({key.strategy}, {key.symbol}) belongs to decision {key.decision_id}, "
@@ -274,12 +274,8 @@ class IntentsLedger(StatesLedger):
         self._insert(connection, ATTEMPT_EVENTS, row)
 
     def _last_send_ms(self, connection: Connection, order_link_id: str) -> int:
-        query = sa.select(sa.func.max(ATTEMPT_EVENTS.c.recorded_ms)).where(
-            ATTEMPT_EVENTS.c.account == self.account,
-            ATTEMPT_EVENTS.c.order_link_id == order_link_id,
-            ATTEMPT_EVENTS.c.kind == AttemptEvent.SENT.value,
-        )
-        return int(connection.execute(query).scalar_one())
+        sent = AttemptEvent.SENT.value
+        return int(self._value(connection, questions.NEWEST_EVENT, order_link_id=order_link_id, kind=sent))
 
 
 def _misfit(intent: Intent, request: OrderRequest) -> str | None:

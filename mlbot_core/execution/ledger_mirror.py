@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import sqlalchemy as sa
 
 from mlbot_core.execution.ledger_folds import PositionView, fold_key, fold_positions
+from mlbot_core.execution.ledger_questions import rows
 from mlbot_core.execution.types import Execution
 
 T = TypeVar("T")
@@ -33,15 +34,16 @@ class Mirror(Generic[T]):
         The column that names a fact.
     make
         From a row to what is kept of it.
-    conditions
-        Which rows.
+    equal
+        Which rows: values by column.
     """
 
-    def __init__(self, table: sa.Table, name: str, make: Callable[[Row], T], *conditions: Any) -> None:
+    def __init__(self, table: sa.Table, name: str, make: Callable[[Row], T], **equal: Any) -> None:
         self.table = table
         self._name = name
         self._make = make
-        self._conditions = conditions
+        self._equal = equal
+        self._question = rows(table, *equal, since="seq")
         self._lock = threading.Lock()
         self._newest: tuple[int, str] | None = None
         self._numbers: list[int] = []
@@ -53,28 +55,28 @@ class Mirror(Generic[T]):
         Parameters
         ----------
         ask
-            From conditions to rows in the order of their numbers.
+            From a question, and what it is asked with, to rows in the order of their numbers.
         """
         with self._lock:
-            rows = self._ask(ask)
+            found = self._ask(ask)
             if self._newest is not None:
-                if not rows or (int(rows[0]["seq"]), rows[0][self._name]) != self._newest:
+                if not found or (int(found[0]["seq"]), found[0][self._name]) != self._newest:
                     self._newest, self._numbers, self._facts = None, [], []
-                    rows = self._ask(ask)
+                    found = self._ask(ask)
                 else:
-                    rows = rows[1:]
+                    found = found[1:]
             # all of them are made before any is kept: one that cannot be read is found again the next time
-            made = [self._make(row) for row in rows]
+            made = [self._make(row) for row in found]
             self._facts += made
-            self._numbers += [int(row["seq"]) for row in rows]
-            if rows:
-                self._newest = (int(rows[-1]["seq"]), rows[-1][self._name])
+            self._numbers += [int(row["seq"]) for row in found]
+            if found:
+                self._newest = (int(found[-1]["seq"]), found[-1][self._name])
             begin = bisect_right(self._numbers, number)
             return list(zip(self._numbers[begin:], self._facts[begin:], strict=True))
 
     def _ask(self, ask: Callable[..., list[Row]]) -> list[Row]:
         since = 0 if self._newest is None else self._newest[0]
-        return ask(*self._conditions, self.table.c.seq >= since)
+        return ask(self._question, **self._equal, seq=since)
 
 
 class PositionFold:

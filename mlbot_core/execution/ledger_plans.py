@@ -6,15 +6,15 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from mlbot_core.execution import ledger_questions as questions
 from mlbot_core.execution.identifiers import Leg
 from mlbot_core.execution.intents import Intent
 from mlbot_core.execution.ledger_folds import AttemptEvent, Closing
 from mlbot_core.execution.ledger_mirror import Mirror
 from mlbot_core.execution.ledger_risk import RiskLedger
-from mlbot_core.execution.ledger_schema import ATTEMPT_EVENTS, ATTEMPTS, CLOSINGS, DECISIONS, INTENTS, ORDERS
+from mlbot_core.execution.ledger_schema import ATTEMPT_EVENTS, ATTEMPTS, CLOSINGS
 from mlbot_core.execution.ledger_states import BAR, AttemptError, DecisionRecord
 from mlbot_core.execution.types import OrderStatus
 
@@ -43,14 +43,10 @@ class PlansLedger(RiskLedger):
             From the moment that names it (UTC ms, now or a little later) to the decision and its plan.
         """
         with self._writing() as connection:
-            closed = sa.select(CLOSINGS.c.intent_id).where(CLOSINGS.c.account == self.account)
-            is_open = self._select(
-                connection, INTENTS, INTENTS.c.symbol == symbol, INTENTS.c.leg == Leg.CLOSE.value,
-                INTENTS.c.intent_id.not_in(closed),
-            )  # fmt: skip
+            is_open = self._ask(connection, questions.OPEN_LEGS, symbol=symbol, leg=Leg.CLOSE.value)
             replaced = self._replaced(connection, symbol)
             for row in is_open:
-                asked = self._select(connection, DECISIONS, DECISIONS.c.decision_id == row["decision_id"])
+                asked = self._ask(connection, questions.DECISION, decision_id=row["decision_id"])
                 if asked[0]["trigger"] != BAR and row["intent_id"] not in replaced:
                     return False
             newest = self._newest_decision(connection, symbol, trigger)
@@ -84,17 +80,14 @@ class PlansLedger(RiskLedger):
         """
 
         def find(connection: Connection) -> list[str]:
-            closed = sa.select(CLOSINGS.c.intent_id).where(CLOSINGS.c.account == self.account)
-            begun = self._select(
-                connection, ATTEMPTS, ATTEMPTS.c.recorded_ms >= since_ms, ATTEMPTS.c.intent_id.in_(closed)
-            )
+            begun = self._ask(connection, questions.ATTEMPTS_OF_CLOSED, recorded_ms=since_ms)
             if not begun:
                 return []
             links = {row["order_link_id"] for row in begun}
-            told = self._select(connection, ORDERS, ORDERS.c.order_link_id.in_(links))
+            told = self._ask(connection, questions.ORDERS_AMONG, order_link_id=sorted(links))
             ended = {row["order_link_id"] for row in told if OrderStatus(row["status"]).terminal}
             owners = {row["intent_id"] for row in begun if row["order_link_id"] not in ended}
-            states = self._find(connection, INTENTS.c.intent_id.in_(owners), INTENTS.c.symbol == symbol)
+            states = self._find(connection, questions.INTENTS_AMONG, symbol=symbol, intent_id=sorted(owners))
             return [
                 attempt.order_link_id
                 for state in states
@@ -116,11 +109,7 @@ class PlansLedger(RiskLedger):
 
     def sends_since(self, since_ms: int) -> list[int]:
         """Return when orders were sent since an instant, UTC ms."""
-        rows = self._rows(
-            ATTEMPT_EVENTS,
-            ATTEMPT_EVENTS.c.kind == AttemptEvent.SENT.value,
-            ATTEMPT_EVENTS.c.recorded_ms >= since_ms,
-        )
+        rows = self._rows(ATTEMPT_EVENTS, questions.EVENTS_SINCE, kind=AttemptEvent.SENT.value, recorded_ms=since_ms)
         return [int(row["recorded_ms"]) for row in rows]
 
     def last_send_ms(self, order_link_id: str) -> int:
@@ -128,13 +117,13 @@ class PlansLedger(RiskLedger):
         return self._reading(ATTEMPT_EVENTS, lambda connection: self._last_send_ms(connection, order_link_id), 0)
 
     def _replaced(self, connection: Connection, symbol: str) -> set[str]:
-        closed = sa.select(CLOSINGS.c.intent_id).where(CLOSINGS.c.account == self.account)
-        waiting = self._select(connection, INTENTS, INTENTS.c.symbol == symbol, INTENTS.c.intent_id.not_in(closed))
+        waiting = self._ask(connection, questions.OPEN_INTENTS_OF, symbol=symbol)
         if not waiting:
             return set()
         asked = {row["decision_id"] for row in waiting}
-        first = min(int(row["seq"]) for row in self._select(connection, DECISIONS, DECISIONS.c.decision_id.in_(asked)))
-        later = self._select(connection, DECISIONS, DECISIONS.c.symbol == symbol, DECISIONS.c.seq >= first)
+        decided = self._ask(connection, questions.DECISIONS_AMONG, decision_id=sorted(asked))
+        first = min(int(row["seq"]) for row in decided)
+        later = self._ask(connection, questions.DECISIONS_FROM, symbol=symbol, seq=first)
         number = {row["decision_id"]: int(row["seq"]) for row in later}
         last = {word: 0 for word in (ALL, ENTRIES, NONE)}
         for row in later:

@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from mlbot_core.decision.state import RiskState, state_from_json, state_to_json
+from mlbot_core.execution import ledger_questions as questions
 from mlbot_core.execution.ledger_facts import FactsLedger
 from mlbot_core.execution.ledger_rows import canonical
 from mlbot_core.execution.ledger_schema import ALERTS, DELIVERIES, RISK_STATES
@@ -112,9 +111,9 @@ class RiskLedger(FactsLedger):
         if key is not None and not 0 < len(key) <= 128:
             raise LedgerError(f"alert key {key!r} must have 1 to 128 characters")
         with self._writing() as connection:
-            number = connection.execute(sa.select(sa.func.count()).select_from(ALERTS)).scalar_one()
+            number = connection.execute(questions.ALERTS_ALL).scalar_one()
             name = key if key is not None else f"{code[:64]}/{self._clock.now_ms()}/{number}"
-            if self._select(connection, ALERTS, ALERTS.c.alert_key == name):
+            if self._ask(connection, questions.ALERT, alert_key=name):
                 return False
             row = {"level": level.value, "code": code[:64], "message": message, "alert_key": name}
             self._insert(connection, ALERTS, row)
@@ -122,9 +121,7 @@ class RiskLedger(FactsLedger):
 
     def pending_alerts(self) -> list[Alert]:
         """Return the alerts that nobody was told of yet, oldest first."""
-        told = sa.select(DELIVERIES.c.alert_key).where(DELIVERIES.c.account == self.account)
-        where = ALERTS.c.alert_key.not_in(told)
-        rows = self._rows(ALERTS, where)
+        rows = self._rows(ALERTS, questions.PENDING_ALERTS)
         return [
             Alert(row["alert_key"], AlertLevel(row["level"]), row["code"], row["message"], int(row["recorded_ms"]))
             for row in rows
@@ -139,20 +136,15 @@ class RiskLedger(FactsLedger):
             If there is no such alert.
         """
         with self._writing() as connection:
-            if not self._select(connection, ALERTS, ALERTS.c.alert_key == key):
+            if not self._ask(connection, questions.ALERT, alert_key=key):
                 raise LedgerError(f"no alert {key!r} in the book of {self.account}")
             return self._add(connection, DELIVERIES, {"alert_key": key}, "alert_key", "delivery of alert")
 
     def _risk(self, connection: Connection, symbol: str) -> StoredRiskState | None:
-        query = (
-            sa.select(RISK_STATES)
-            .where(RISK_STATES.c.account == self.account, RISK_STATES.c.symbol == symbol)
-            .order_by(RISK_STATES.c.version.desc())
-            .limit(1)
-        )
-        row: Any = connection.execute(query).mappings().first()
-        if row is None:
+        found = self._ask(connection, questions.RISK_STATE, symbol=symbol)
+        if not found:
             return None
+        row = found[0]
         state = state_from_json(json.loads(row["state"]))
         return StoredRiskState(
             state, int(row["version"]), row["actor"], row["reason"], int(row["recorded_ms"]), int(row["flow_seq"])

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from mlbot_core.execution import ledger_questions as questions
 from mlbot_core.execution.ledger_folds import AttemptEvent, AttemptState, Closing, IntentState, fold_attempt
+from mlbot_core.execution.ledger_questions import Question
 from mlbot_core.execution.ledger_rows import execution_of, from_row, intent_from_row
-from mlbot_core.execution.ledger_schema import ATTEMPT_EVENTS, ATTEMPTS, CLOSINGS, DECISIONS, FILLS, INTENTS, ORDERS
+from mlbot_core.execution.ledger_schema import ATTEMPTS, CLOSINGS, DECISIONS
 from mlbot_core.execution.ledger_store import LedgerStore, Row
 from mlbot_core.execution.types import ExecutionError, OrderRequest, OrderSnapshot
 
@@ -68,20 +69,20 @@ class StatesLedger(LedgerStore):
         AttemptError
             If there is none of this id.
         """
-        found = self._states(INTENTS.c.intent_id == intent_id)
+        found = self._states(questions.INTENT, intent_id=intent_id)
         if not found:
             raise AttemptError(f"no intent {intent_id} in the book of {self.account}; plan it first")
         return found[0]
 
     def open_intents(self, symbol: str | None = None) -> list[IntentState]:
         """Return the intents that are neither complete nor given up, in the order in which they were planned."""
-        closed = sa.select(CLOSINGS.c.intent_id).where(CLOSINGS.c.account == self.account)
-        where = [INTENTS.c.intent_id.not_in(closed)] + ([] if symbol is None else [INTENTS.c.symbol == symbol])
-        return self._states(*where)
+        if symbol is None:
+            return self._states(questions.OPEN_INTENTS)
+        return self._states(questions.OPEN_INTENTS_OF, symbol=symbol)
 
     def intents_of(self, decision_id: str) -> list[IntentState]:
         """Return the intents of a decision, in the order in which they were planned."""
-        return self._states(INTENTS.c.decision_id == decision_id)
+        return self._states(questions.INTENTS_OF_DECISION, decision_id=decision_id)
 
     def attempt(self, order_link_id: str) -> tuple[IntentState, AttemptState] | None:
         """Return whose order an ``orderLinkId`` is; None if it is not of this book."""
@@ -98,16 +99,15 @@ class StatesLedger(LedgerStore):
 
     def decision(self, decision_id: str) -> DecisionRecord | None:
         """Return a decision by its id, None if there is none."""
-        where = DECISIONS.c.decision_id == decision_id
-        rows = self._rows(DECISIONS, where)
+        rows = self._rows(DECISIONS, questions.DECISION, decision_id=decision_id)
         return _decision(rows[0]) if rows else None
 
-    def _states(self, *conditions: Any) -> list[IntentState]:
+    def _states(self, question: Question, **asked: Any) -> list[IntentState]:
         nothing: list[IntentState] = []
-        return self._reading(CLOSINGS, lambda connection: self._find(connection, *conditions), nothing)
+        return self._reading(CLOSINGS, lambda connection: self._find(connection, question, **asked), nothing)
 
     def _sent(self, connection: Connection, order_link_id: str) -> list[Row]:
-        return self._select(connection, ATTEMPTS, ATTEMPTS.c.order_link_id == order_link_id)
+        return self._ask(connection, questions.ATTEMPT, order_link_id=order_link_id)
 
     def _attempt(self, connection: Connection, order_link_id: str) -> tuple[IntentState, AttemptState]:
         sent = self._sent(connection, order_link_id)
@@ -117,22 +117,22 @@ class StatesLedger(LedgerStore):
         return state, state.attempts[int(sent[0]["attempt"])]
 
     def _state(self, connection: Connection, intent_id: str) -> IntentState:
-        found = self._find(connection, INTENTS.c.intent_id == intent_id)
+        found = self._find(connection, questions.INTENT, intent_id=intent_id)
         if not found:
             raise AttemptError(f"no intent {intent_id} in the book of {self.account}; plan it first")
         return found[0]
 
-    def _find(self, connection: Connection, *conditions: Any) -> list[IntentState]:
-        planned = self._select(connection, INTENTS, *conditions)
+    def _find(self, connection: Connection, question: Question, **asked: Any) -> list[IntentState]:
+        planned = self._ask(connection, question, **asked)
         if not planned:
             return []
         ids = [row["intent_id"] for row in planned]
-        closed = {row["intent_id"]: row for row in self._named(connection, CLOSINGS, "intent_id", ids)}
-        sent = _grouped(self._named(connection, ATTEMPTS, "intent_id", ids), "intent_id")
+        closed = {row["intent_id"]: row for row in self._ask(connection, questions.CLOSINGS_AMONG, intent_id=ids)}
+        sent = _grouped(self._ask(connection, questions.ATTEMPTS_AMONG, intent_id=ids), "intent_id")
         links = [row["order_link_id"] for rows in sent.values() for row in rows]
         told = [
-            _grouped(self._named(connection, table, "order_link_id", links), "order_link_id") if links else {}
-            for table in (ATTEMPT_EVENTS, ORDERS, FILLS)
+            _grouped(self._ask(connection, about, order_link_id=links), "order_link_id") if links else {}
+            for about in (questions.EVENTS_AMONG, questions.ORDERS_AMONG, questions.FILLS_AMONG)
         ]
         states = []
         for row in planned:
@@ -150,14 +150,8 @@ class StatesLedger(LedgerStore):
         return states
 
     def _newest_decision(self, connection: Connection, symbol: str, trigger: str) -> Row | None:
-        query = (
-            sa.select(DECISIONS)
-            .where(DECISIONS.c.account == self.account, DECISIONS.c.symbol == symbol, DECISIONS.c.trigger == trigger)
-            .order_by(DECISIONS.c.ts.desc())
-            .limit(1)
-        )
-        found = connection.execute(query).mappings().first()
-        return None if found is None else dict(found)
+        found = self._ask(connection, questions.NEWEST_DECISION, symbol=symbol, trigger=trigger)
+        return found[0] if found else None
 
 
 def _decision(row: Row) -> DecisionRecord:

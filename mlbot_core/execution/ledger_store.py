@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -16,6 +15,7 @@ from mlbot_core.errors import UsageError
 from mlbot_core.execution.ledger_folds import LedgerConflictError
 from mlbot_core.execution.ledger_kept import KeptStore
 from mlbot_core.execution.ledger_mirror import Mirror
+from mlbot_core.execution.ledger_questions import NAMED, Question
 from mlbot_core.execution.ledger_schema import METADATA
 from mlbot_core.execution.types import ExecutionError
 from mlbot_core.validation.sqlstore import SqlStore
@@ -94,12 +94,12 @@ class LedgerStore:
     def _reading(self, table: sa.Table, query: Callable[[Connection], T], nothing: T) -> T:
         return self._made.reading(table, query, nothing)
 
-    def _rows(self, table: sa.Table, *conditions: Any) -> list[Row]:
+    def _rows(self, table: sa.Table, question: Question, **asked: Any) -> list[Row]:
         nothing: list[Row] = []
-        return self._reading(table, lambda connection: self._select(connection, table, *conditions), nothing)
+        return self._reading(table, lambda connection: self._ask(connection, question, **asked), nothing)
 
     def _mirrored(self, mirror: Mirror[F], after: int) -> list[tuple[int, F]]:
-        return mirror.after(after, lambda *conditions: self._rows(mirror.table, *conditions))
+        return mirror.after(after, lambda question, **asked: self._rows(mirror.table, question, **asked))
 
     def _add(self, connection: Connection, table: sa.Table, values: Mapping[str, Any], name: str, what: str) -> bool:
         """Write a fact once; return whether it was new.
@@ -116,9 +116,9 @@ class LedgerStore:
         LedgerConflictError
             If another fact has that name.
         """
-        where = sa.and_(table.c.account == self.account, table.c[name] == values[name])
-        found = connection.execute(sa.select(table).where(where)).mappings().first()
-        if found is not None:
+        known = self._ask(connection, NAMED[table.name, name], **{name: values[name]})
+        if known:
+            found = known[0]
             differing = [key for key in values if key not in _OURS and found[key] != values[key]]
             if differing:
                 stored = ", ".join(f"{key} {found[key]!r}" for key in differing)
@@ -133,22 +133,15 @@ class LedgerStore:
 
     def _insert(self, connection: Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
         row = {**values, "account": self.account, "recorded_ms": self._clock.now_ms()}
-        connection.execute(sa.insert(table).values(row))
+        connection.execute(sa.insert(table), row)
 
-    def _select(self, connection: Connection, table: sa.Table, *conditions: Any, limit: int | None = None) -> list[Row]:
-        query = sa.select(table).where(table.c.account == self.account, *conditions).order_by(table.c.seq).limit(limit)
-        return [dict(row) for row in connection.execute(query).mappings()]
+    def _ask(self, connection: Connection, question: Question, **asked: Any) -> list[Row]:
+        found = connection.execute(question, {"account": self.account, **asked})
+        names = tuple(found.keys())
+        return [dict(zip(names, row, strict=True)) for row in found]
 
-    def _named(self, connection: Connection, table: sa.Table, column: str, names: Sequence[str]) -> list[Row]:
-        found = connection.execute(_of_names(table, column), {"account": self.account, "names": names})
-        return [dict(row) for row in found.mappings()]
-
-
-@functools.cache
-def _of_names(table: sa.Table, column: str) -> sa.Select[Any]:
-    # to make a statement takes longer than to ask it
-    names = table.c[column].in_(sa.bindparam("names", expanding=True))
-    return sa.select(table).where(table.c.account == sa.bindparam("account"), names).order_by(table.c.seq)
+    def _value(self, connection: Connection, question: Question, **asked: Any) -> Any:
+        return connection.execute(question, {"account": self.account, **asked}).scalar()
 
 
 def _refused(place: str, cause: str) -> LedgerError:

@@ -15,10 +15,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from mlbot_core.clock import FixedClock, SharedClock, parse_utc_ms
@@ -30,10 +32,11 @@ BEGIN = "2023-09-01"
 TRAINED_FROM = "2024-03-01"
 NOW = "2024-04-01T00:05:00Z"
 SPEED = 2.0
-SETTLE_S = 30
+SETTLE_S = 10
 # the sensors ask ten seconds before the close and look every five seconds of the wall
 AHEAD_MS = 24_000
 DECIDED_WITHIN_S = 600
+MIB = 1024 * 1024
 ACCOUNT = "emulator:100001"
 CONTRACT = "BTCUSDT"
 TWO_HOURS = Timeframe(120)
@@ -161,6 +164,14 @@ class Rehearsal:
         os.kill(before, signal.SIGKILL)
         wait(lambda: self.services().get(name, {}).get("pid") not in (None, before), 90, f"{name} to be started again")
 
+    def resident(self) -> dict[str, float]:
+        """Return the resident memory of each service by itself, MiB; one that is being restarted is left out."""
+        found = {}
+        for name, row in self.services().items():
+            with suppress(psutil.NoSuchProcess):
+                found[name] = psutil.Process(row["pid"]).memory_info().rss / MIB
+        return found
+
     def book(self) -> ExecutionLedger:
         return ExecutionLedger(self.home, FixedClock(self.clock.now_ms()), ACCOUNT)
 
@@ -169,7 +180,7 @@ class Rehearsal:
             newest = book.newest_decision(CONTRACT)
         return -1 if newest is None else newest.ts
 
-    def to_next_bar(self) -> int:
+    def to_next_bar(self, meanwhile: Callable[[], None] = lambda: None) -> int:
         """Move ahead to shortly before the next close, and wait until its bar is decided; return its open time."""
         now = self.clock.now_ms()
         bar = TWO_HOURS.floor(now)
@@ -178,6 +189,7 @@ class Rehearsal:
         before = bar + TWO_HOURS.ms - self.ahead_ms
         if before > now:
             self.clock.set_ms(before)
+        meanwhile()
         wait(lambda: self.decided() >= bar, DECIDED_WITHIN_S, f"the decision on {bar}")
         # its orders, and what the run writes down after them
         wait(lambda: not self.open_intents(), 120, "the orders of the decision")

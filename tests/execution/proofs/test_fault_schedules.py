@@ -349,7 +349,8 @@ class Story:
         """No more trouble: within a few cycles nothing is open and book and exchange agree."""
         self.exchange.install_faults(TradeFaultSchedule())
         self.dying.after = None
-        self.clock.sleep(60)
+        # the longest trouble is an address that is refused for ten minutes
+        self.clock.sleep(660)
         # a maker's order may rest for a minute, looked at every five seconds, and what is left is taken after that
         for _ in range(24):
             self.look()
