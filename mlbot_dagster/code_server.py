@@ -5,6 +5,9 @@ decision time and the first line of ours. With ``--warm`` one process imports ev
 it. For that the name ``multiprocessing`` in Dagster's server module is replaced: a private place, so where it is not
 as expected the server says so and starts runs cold, as without the option.
 
+The server looks twice a second for runs whose process died. Where the database does not answer at such a moment,
+Dagster's thread would end and no later death be seen; here it looks again.
+
     python -m mlbot_dagster.code_server [--warm] --port PORT
 """
 
@@ -53,6 +56,25 @@ def _start_now() -> None:
     forkserver.ensure_running()
 
 
+def look_again() -> bool:
+    """Make the look for dead runs survive a database that does not answer; return whether Dagster is built so."""
+    from dagster._grpc import server
+
+    look = getattr(server.DagsterApiServer, "_check_for_orphaned_runs", None)
+    if look is None:
+        _log.warning("this release of Dagster looks for dead runs in another way than expected; it is left as it is")
+        return False
+
+    def patient(self: Any) -> None:
+        try:
+            look(self)
+        except Exception as error:  # noqa: BLE001 - whatever a storage raises: the next look comes in half a second
+            _log.warning("could not look for dead runs, will again: %s", type(error).__name__)
+
+    server.DagsterApiServer._check_for_orphaned_runs = patient  # type: ignore[method-assign]
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until ended by a signal."""
     parser = argparse.ArgumentParser(prog="python -m mlbot_dagster.code_server", description=__doc__)
@@ -62,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.warm:
         warm_up()
+    look_again()
     from dagster._cli import create_dagster_cli
 
     command = ["api", "grpc", "--host", "127.0.0.1", "--port", str(chosen.port), "-m", "mlbot_dagster.definitions"]

@@ -22,6 +22,8 @@ LONGEST_WAIT_MS = 12_000
 # how long before the close a run is asked for: a cold Python, Dagster and the definitions take three to six seconds
 LEAD_MS = 10_000
 PRIORITY = "10"
+# A bar whose run was killed gets another: it decides only what was not decided yet, and trades on no bar that is old.
+AGAIN = {"dagster/max_retries": "2", "dagster/retry_strategy": "ALL_STEPS"}
 
 
 def build(settings: Settings) -> list[dg.SensorDefinition]:
@@ -109,6 +111,7 @@ def _of_timeframe(settings: Settings, timeframe: Timeframe) -> dg.SensorDefiniti
                     "mlbot/bar": format_utc(ts),
                     "mlbot/live": "1",
                     "dagster/priority": PRIORITY,
+                    **AGAIN,
                 },
             )
 
