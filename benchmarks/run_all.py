@@ -3,8 +3,10 @@
     python benchmarks/run_all.py [--quick] [--only NAME ...] [--out FILE]
 
 A benchmark is a script of this folder with a ``main``; its last line of output is one JSON object (``--json``). One
-that fails or lacks what it compares with says so in the file, and the others go on. With ``--quick`` sizes are small:
-that shows that everything runs and measures nothing, which the file then says.
+that fails or lacks what it compares with says so in the file, and the others go on. What each said last is kept beside
+the file (``results/NAME.json``), with its day, its code and how busy the machine was: with ``--only`` some are measured
+again, and the file holds the others as they were. With ``--quick`` sizes are small: that shows that everything runs and
+measures nothing, which the file then says; nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,8 @@ class Outcome:
         Its JSON object; empty where it failed.
     failure
         Why it did not finish; empty where it did.
+    at, code, load
+        The day, the commit, and the processes that were runnable in the minute before.
     """
 
     name: str
@@ -64,6 +68,9 @@ class Outcome:
     table: str
     measured: Mapping[str, Any]
     failure: str
+    at: str = ""
+    code: str = ""
+    load: str = ""
 
 
 def scripts(folder: Path = HERE) -> list[Path]:
@@ -103,16 +110,20 @@ def machine() -> dict[str, str]:
     """Return what the numbers depend on."""
     names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     total = next((line for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "")
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
         "processor": names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
         "memory": f"{int(total.split()[1]) / 2**20:.1f} GiB" if total else "unknown",
         "system": f"{platform.system()} {platform.release()}",
-        "load before": f"{os.getloadavg()[0]:.2f} runnable processes in the minute before",
-        "code": (commit.stdout.strip() or "unknown") + (" with uncommitted changes" if changed else ""),
     }
+
+
+def code() -> str:
+    """Return the commit, and whether files were changed since; the results themselves do not count."""
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    status = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results", ":!benchmarks/RESULTS.md"]
+    changed = subprocess.run(status, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return (commit.stdout.strip() or "unknown") + (" with uncommitted changes" if changed else "")
 
 
 def versions() -> dict[str, str]:
@@ -126,18 +137,33 @@ def versions() -> dict[str, str]:
     return found
 
 
-def document(outcomes: Sequence[Outcome], of: Mapping[str, str], on: Mapping[str, str], *, quick: bool, at: str) -> str:
+def keep(one: Outcome, folder: Path) -> None:
+    """Store what a benchmark said, in place of what it said before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asdict(one), indent=1, sort_keys=True)
+    (folder / f"{one.name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def kept(folder: Path, names: Sequence[str]) -> list[Outcome]:
+    """Return what these benchmarks said last; one that was never run is left out."""
+    paths = [folder / f"{name}.json" for name in names]
+    return [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.exists()]
+
+
+def document(outcomes: Sequence[Outcome], of: Mapping[str, str], on: Mapping[str, str], *, quick: bool) -> str:
     """Return RESULTS.md."""
-    lines = ["# Benchmarks", "", f"Written by `benchmarks/run_all.py` (`make bench`), {at}.", ""]
+    lines = ["# Benchmarks", "", "Written by `benchmarks/run_all.py` (`make bench`).", ""]
     if quick:
         lines += ["**A smoke run with small sizes: it shows that everything runs. The numbers mean nothing.**", ""]
     lines += ["Ratios are of runs side by side in the same process group, on the machine below.", ""]
     lines += ["| machine | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in on.items()), ""]
     lines += ["| library | release |", "|---|---|", *(f"| {name} | {value} |" for name, value in of.items()), ""]
-    lines += ["| benchmark | what it measures | took | state |", "|---|---|---:|---|"]
+    lines += ["Load: runnable processes in the minute before; on a machine that was busy the seconds are too long.", ""]
+    lines += ["| benchmark | what it measures | day | code | load | took | state |", "|---|---|---|---|---:|---:|---|"]
     for one in outcomes:
         state = f"**failed: {_cell(one.failure)}**" if one.failure else "done"
-        lines.append(f"| [{one.name}](#{one.name}) | {_cell(one.about)} | {one.seconds:,.0f} s | {state} |")
+        where = f"{one.at} | {one.code} | {one.load}"
+        lines.append(f"| [{one.name}](#{one.name}) | {_cell(one.about)} | {where} | {one.seconds:,.0f} s | {state} |")
     for one in outcomes:
         lines += ["", f"## {one.name}", "", one.about, "", f"`{one.command}`", ""]
         if one.failure:
@@ -210,15 +236,20 @@ def main(clock: Clock | None = None) -> int:
     if options.list:
         print("\n".join(found))
         return 0
-    at, on = format_utc((clock or SystemClock()).now_ms())[:10], machine()
-    outcomes = []
+    at, on, folder = format_utc((clock or SystemClock()).now_ms())[:10], machine(), options.out.parent / "results"
+    outcomes: list[Outcome] = []
     for name in options.only or list(found):
         print(f"{name} ...", flush=True)
-        outcomes.append(run(found[name], quick=options.quick))
-        print(outcomes[-1].table)
-        print(f"{name}: {outcomes[-1].failure or 'done'} in {outcomes[-1].seconds:,.1f} s", flush=True)
+        load = f"{os.getloadavg()[0]:.1f}"
+        one = replace(run(found[name], quick=options.quick), at=at, code=code(), load=load)
+        print(one.table)
+        print(f"{name}: {one.failure or 'done'} in {one.seconds:,.1f} s", flush=True)
         # after each one: a run that is stopped keeps what it has
-        options.out.write_text(document(outcomes, versions(), on, quick=options.quick, at=at), encoding="utf-8")
+        outcomes.append(one)
+        if not options.quick:
+            keep(one, folder)
+        shown = outcomes if options.quick else kept(folder, list(found))
+        options.out.write_text(document(shown, versions(), on, quick=options.quick), encoding="utf-8")
     print(f"written: {options.out}")
     return 1 if any(one.failure for one in outcomes) else 0
 

@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from mlbot_core.clock import FixedClock, parse_utc_ms
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -50,7 +52,7 @@ def test_every_outcome_is_in_the_file(script: ModuleType, tmp_path: Path) -> Non
     assert bad.failure == "exit status 1"
     assert mute.failure == "its last line is no JSON object"
     text = script.document(
-        [bad, good, mute], {"numpy": "2", "tulips": "not installed here"}, {"cores": "2"}, quick=True, at="x"
+        [bad, good, mute], {"numpy": "2", "tulips": "not installed here"}, {"cores": "2"}, quick=True
     )
     assert "numbers mean nothing" in text
     assert "| tulips | not installed here |" in text
@@ -65,6 +67,31 @@ def test_every_outcome_is_in_the_file(script: ModuleType, tmp_path: Path) -> Non
     for name in ("bad", "good", "mute"):
         assert f"[{name}](#{name})" in text
         assert f"\n## {name}\n" in text
+
+
+def test_what_was_measured_before_stays_beside_what_is_measured_again(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.py").write_text(GOOD)
+    out = tmp_path / "RESULTS.md"
+    known = script.scripts
+    monkeypatch.setattr(script, "scripts", lambda: known(tmp_path))
+
+    def measure(day: str, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["run_all.py", "--out", str(out), *options])
+        assert script.main(FixedClock(parse_utc_ms(day))) == 0
+        return out.read_text()
+
+    measure("2026-01-01")
+    text = measure("2026-02-02", "--only", "second")
+    assert "| [first](#first) | How fast one adds. | 2026-01-01 |" in text
+    assert "| [second](#second) | How fast one adds. | 2026-02-02 |" in text
+    before = {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()}
+    text = measure("2026-03-03", "--quick", "--only", "first")
+    assert "numbers mean nothing" in text
+    assert "[second]" not in text
+    assert {path.name: path.read_bytes() for path in (tmp_path / "results").iterdir()} == before
 
 
 def test_every_benchmark_can_be_run_small_and_gives_json(script: ModuleType) -> None:

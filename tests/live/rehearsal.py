@@ -32,7 +32,7 @@ BEGIN = "2023-09-01"
 TRAINED_FROM = "2024-03-01"
 NOW = "2024-04-01T00:05:00Z"
 SPEED = 2.0
-SETTLE_S = 10
+SETTLE_S = 20
 # the sensors ask ten seconds before the close and look every five seconds of the wall
 AHEAD_MS = 24_000
 DECIDED_WITHIN_S = 600
@@ -48,6 +48,13 @@ def wait(condition: Callable[[], Any], seconds: float, what: str) -> Any:
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
         time.sleep(0.2)
     return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @dataclass
@@ -95,6 +102,7 @@ class Rehearsal:
             "MLBOT_CONFIG_DIR": str(self.folder / "config"),
             "MLBOT_SOURCE": "emulator",
             "MLBOT_CLOCK": f"file:{self.folder / 'clock'}",
+            "MLBOT_EXPORTER_PORT": str(_free_port()),
         }
 
     def _edit(self, path: Path, section: str = "", **values: Any) -> None:
@@ -118,9 +126,7 @@ class Rehearsal:
         return done.stdout
 
     def start(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = _free_port()
         with (self.folder / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "mlbot_core.cli.main", "up", "--live", "--port", str(port)]
