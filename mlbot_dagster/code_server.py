@@ -57,13 +57,18 @@ def _start_now() -> None:
 
 
 def look_again() -> bool:
-    """Make the look for dead runs survive a database that does not answer; return whether Dagster is built so."""
+    """Make the look for dead runs survive a database that does not answer; return whether Dagster is built so.
+
+    Twice is once: ``mlbot_dagster.definitions`` asks too, for servers that Dagster starts itself (``mlbot up``, a pod).
+    """
     from dagster._grpc import server
 
     look = getattr(server.DagsterApiServer, "_check_for_orphaned_runs", None)
     if look is None:
         _log.warning("this release of Dagster looks for dead runs in another way than expected; it is left as it is")
         return False
+    if look.__name__ == "patient":
+        return True
 
     def patient(self: Any) -> None:
         try:

@@ -67,8 +67,8 @@ class Bot:
 
     # --- before
 
-    def prepare(self) -> None:
-        """Write the configuration, pull a synthetic history, train one model, judge its drift."""
+    def configure(self) -> None:
+        """Write the configuration and the keys, and begin the clock."""
         shutil.copytree(ROOT / "config", self.config, ignore=shutil.ignore_patterns("api_keys.yaml"))
         (self.folder / "tmp").mkdir()
         self._edit("intervals", timeframes=[str(BAR)], history_start=BEGIN)
@@ -81,6 +81,10 @@ class Bot:
         self._edit("fees", "tiers", vip0={"taker_bp": 0.1, "maker_bp": 0.1})
         self._write_keys()
         SharedClock.begin(self.folder / "clock", parse_utc_ms(NOW), SPEED)
+
+    def prepare(self) -> None:
+        """Configure, pull a synthetic history, train one model, judge its drift."""
+        self.configure()
         self.mlbot("backfill", "--from", BEGIN, "-i", str(BAR))
         self.mlbot("train", "-m", "lightgbm", "--from", TRAINED_FROM, "-i", str(BAR))
         partition = f"BTC-{BAR}|{Month.parse(DRIFT_MONTH).key}"

@@ -104,16 +104,17 @@ class Postgres:
                     parent.chmod(parent.stat().st_mode | 0o011)
             self._folder.chmod(0o777)
             secret.chmod(0o644)
-        command = [self._programs["initdb"], "-D", self._folder / "data", "-U", "mlbot", "-A", "scram-sha-256"]
-        command += [f"--pwfile={secret}", "-E", "UTF8", "--no-sync"]
+        command: list[str | Path] = [self._programs["initdb"], "-D", self._folder / "data", "-U", "mlbot"]
+        command += ["-A", "scram-sha-256", f"--pwfile={secret}", "-E", "UTF8", "--no-sync"]
         subprocess.run(command, check=True, capture_output=True, cwd=self._folder, **self._who)
         secret.unlink()
 
     def start(self) -> None:
         """Start it and wait until it answers; after a kill its remains may have to end first, which is waited for."""
         deadline = time.monotonic() + 60
-        command = [self._programs["postgres"], "-D", self._folder / "data", "-h", "127.0.0.1", "-p", str(self.port)]
-        command += ["-k", self._folder]
+        command: list[str | Path] = [self._programs["postgres"], "-D", self._folder / "data"]
+        # no socket in the folder: the path of one may have 107 characters, and a folder has any length
+        command += ["-h", "127.0.0.1", "-p", str(self.port), "-c", "unix_socket_directories="]
         while True:
             with (self._folder / "log").open("ab") as log:
                 self.process = subprocess.Popen(

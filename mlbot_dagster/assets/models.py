@@ -27,6 +27,8 @@ KEY = dg.AssetKey([GROUP, "forecasts"])
 META_KEY = dg.AssetKey([GROUP, "meta"])
 CHECKS = ("duplicates", "purge", "coverage")
 
+Context = dg.AssetExecutionContext | dg.OpExecutionContext
+
 _COLUMNS = (
     *metadata.TIME_COLUMNS,
     ("model_type", "string", "kind of model"),
@@ -83,9 +85,9 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
         from mlbot_core.research.optimized_training import train_optimized
 
         store, asked, chosen = warehouse.open(market_data.clock), request(context, config, market_data), market_data
-        say = _progress(context)
+        say = progress(context)
         if config.optimize:
-            trained, tuned = train_optimized(store, asked, chosen.settings, config.trials, _searching(context), say)
+            trained, tuned = train_optimized(store, asked, chosen.settings, config.trials, searching(context), say)
             yield from _shown(context, store, asked, trained, market_data, _search(tuned))
         else:
             trained = train(store, asked, chosen.settings.models, chosen.settings.models_dir, say)
@@ -122,14 +124,14 @@ def build(settings: Settings) -> list[dg.AssetsDefinition]:
             chosen.models,
             base_timeframes(chosen.models.meta, chosen.intervals.timeframes),
             chosen.models_dir,
-            _progress(context),
+            progress(context),
         )
         yield from _shown(context, store, asked, trained, market_data)
 
     return [forecasts, meta]
 
 
-def request(context: dg.AssetExecutionContext, config: PeriodConfig, market_data: MarketData) -> Any:
+def request(context: Context, config: PeriodConfig, market_data: MarketData) -> Any:
     """Return what the core needs to know of a model's run."""
     from mlbot_core.models.training_data import TrainRequest
 
@@ -147,7 +149,9 @@ def request(context: dg.AssetExecutionContext, config: PeriodConfig, market_data
     )
 
 
-def _progress(context: dg.AssetExecutionContext) -> Callable[[int, int, dict[str, Any]], None]:
+def progress(context: Context) -> Callable[[int, int, dict[str, Any]], None]:
+    """Return what is told of every fold."""
+
     def say(done: int, total: int, row: dict[str, Any]) -> None:
         # no scores here: whoever sees them has made a trial, and it is counted when all folds are done
         context.log.info(f"fold {done} of {total}: {row['test_rows']} bars")
@@ -155,7 +159,9 @@ def _progress(context: dg.AssetExecutionContext) -> Callable[[int, int, dict[str
     return say
 
 
-def _searching(context: dg.AssetExecutionContext) -> Callable[[int, int, float, bool], None]:
+def searching(context: Context) -> Callable[[int, int, float, bool], None]:
+    """Return what is told of every trial."""
+
     def say(done: int, total: int, best: float, pruned: bool) -> None:
         context.log.info(
             f"trial {done} of {total}{', given up early' if pruned else ''}: best utility {best:.4f} a year"
