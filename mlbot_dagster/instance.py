@@ -163,11 +163,20 @@ def _create_whole(base: Path) -> None:
     for left in base.glob(".storage-*"):  # of one that was killed at this
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(dir=base, prefix=".storage-") as aside:
-        DagsterSqliteStorage(aside).dispose()
+        made = DagsterSqliteStorage(aside)
+        made._run_storage.set_cursor_values(_no_events_yet())
+        made.dispose()
         # "history" last: where it is, all is
         for name in ("schedules", "history"):
             if not (base / name).exists():
                 (Path(aside) / name).rename(base / name)
+
+
+def _no_events_yet() -> dict[str, str]:
+    """Return where a new home's events begin: the daemon that repeats runs warns of a home that does not say so."""
+    from dagster._daemon.auto_run_reexecution.event_log_consumer import DAGSTER_EVENT_TYPES, _create_cursor_key
+
+    return {_create_cursor_key(kind): "0" for kind in DAGSTER_EVENT_TYPES}
 
 
 class EnvStorage(DagsterSqliteStorage):
