@@ -80,14 +80,23 @@ def launch(runs: Sequence[Run], settings: Settings, console: Console, *, steps: 
     shares = _share_out(runs, settings.threads)
     log_dir = settings.home / "logs"
     log_dir.mkdir(parents=True, exist_ok=True)
-    with _ends_when_told(), _emulator(runs, settings) as url, _bars(console) as bars:
+    with _ends_when_told() as told, _emulator(runs, settings) as url, _bars(console) as bars:
         tasks = [bars.add_task(run.title, total=len(run.assets) or steps.get(run.job), step="waiting") for run in runs]
         environment = child_environment(settings, max(1, settings.threads // len(shares)))
         if url:
             environment["MLBOT_EMULATOR_URL"] = url
-        workers = [_Worker([runs[i] for i in share], share, environment, log_dir) for share in shares]
+        workers: list[_Worker] = []
+
+        def show(event: Mapping[str, Any]) -> None:
+            told.leave_if_told()
+            _show(event, results, bars, tasks)
+
         try:
-            _follow(workers, lambda event: _show(event, results, bars, tasks))
+            with told.held():
+                for share in shares:
+                    workers.append(_Worker([runs[i] for i in share], share, environment, log_dir))
+            _follow(workers, show)
+            told.leave_if_told()
         finally:
             for worker in workers:
                 worker.stop()
@@ -96,21 +105,51 @@ def launch(runs: Sequence[Run], settings: Settings, console: Console, *, steps: 
     return results
 
 
+class _Told:
+    """Whether the process was asked to end: it leaves by an exception, so that no worker stays behind.
+
+    Python loses an exception that a handler raises inside a finaliser; whoever waits for something long therefore asks
+    again whether it was told.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._held = False
+
+    def hear(self, number: int, _frame: object) -> None:
+        """Take the signal; the handler of it."""
+        self._number = number
+        if not self._held:
+            self.leave_if_told()
+
+    def leave_if_told(self) -> None:
+        """Leave with the status of the signal if there was one."""
+        if self._number:
+            sys.exit(128 + self._number)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Leave at the end of the block and not within it: what is half made there would be forgotten."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.leave_if_told()
+
+
 @contextlib.contextmanager
-def _ends_when_told() -> Iterator[None]:
-    """Leave by an exception when the process is asked to end or its terminal closes, so that no worker stays behind."""
+def _ends_when_told() -> Iterator[_Told]:
+    """Hear when the process is asked to end or its terminal closes, for the length of a ``with`` block."""
+    told = _Told()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield told
         return
-
-    def leave(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
-
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
     for number in numbers:
-        signal.signal(number, leave)
+        signal.signal(number, told.hear)
     try:
-        yield
+        yield told
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)

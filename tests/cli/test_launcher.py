@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from mlbot_core.cli.launcher import _ends_when_told
 from mlbot_core.execution.safety import process_started
 
 
@@ -42,3 +45,31 @@ def test_a_terminated_command_leaves_no_worker_behind(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+class Finalised:
+    """Its finaliser is where the signal comes: Python prints what a handler raises there, and goes on."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_was_lost_is_remembered() -> None:
+    with _ends_when_told() as told:
+        made = Finalised()
+        del made
+        with pytest.raises(SystemExit) as left:
+            told.leave_if_told()
+    assert left.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_is_being_made_is_finished_before_the_process_leaves() -> None:
+    made = []
+    with pytest.raises(SystemExit) as left, _ends_when_told() as told, told.held():  # noqa: PT012 - the order counts
+        os.kill(os.getpid(), signal.SIGTERM)
+        made.append("worker")
+    assert made == ["worker"]
+    assert left.value.code == 128 + signal.SIGTERM
