@@ -64,8 +64,12 @@ def bar_decisions(ledger: ExecutionLedger, contract: str) -> list[DecisionRecord
 
 
 def first_flat(records: Sequence[DecisionRecord], first: DecisionRecord) -> tuple[DecisionRecord, tuple[str, ...]]:
-    """Return the newest decision up to ``first`` that saw no position, and what to say if there is none."""
-    earlier = [one for one in records if first.ts - FARTHEST_MS <= one.ts <= first.ts]
+    """Return the newest decision before ``first`` that saw no position, and what to say if there is none.
+
+    Before it, because what was filled in the bar of ``first`` came of an earlier one; only an account that begins with
+    ``first`` has none.
+    """
+    earlier = [one for one in records if first.ts - FARTHEST_MS <= one.ts < first.ts] or [first]
     for one in reversed(earlier):
         if evidence.read(one.details).observation.position == 0.0:
             return one, ()

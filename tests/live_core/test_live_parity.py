@@ -39,6 +39,18 @@ def test_a_day_comes_out_as_it_was_lived(day, tools):
 
 
 @pytest.mark.slow
+def test_whichever_bar_a_certificate_begins_with_its_fills_are_simulated(day, tools):
+    """What is filled in the first bar came of a decision before it: of one that entered, or of one that closed."""
+    found = {
+        start: certificate(day, tools, start=start) for start in range(BAR + 2 * HOUR_MS, BAR + DAY_MS, 2 * HOUR_MS)
+    }
+    assert {start: one.findings for start, one in found.items()} == dict.fromkeys(found, ())
+    traded = [one for one in found.values() if one.bars["live_qty"].iloc[0] != 0.0]
+    assert any(one.bars["live_position"].iloc[0] == 0.0 for one in traded), "one begins with a close"
+    assert any(one.bars["live_position"].iloc[0] != 0.0 for one in traded), "one begins with an entry"
+
+
+@pytest.mark.slow
 def test_what_is_different_is_named(day, tools):
     home = day.home
     risk = home.settings.risk.model_copy(update={"daily_loss_limit": 0.02})
