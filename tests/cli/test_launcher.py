@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_a_terminated_command_leaves_no_worker_behind(tmp_path: Path) -> None:
         process.wait()
 
 
+@pytest.fixture
+def told_by_default() -> Iterator[None]:
+    """Give the signal its default for a test: Dagster, used earlier in the same process, sets a handler of its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 class Finalised:
     """Its finaliser is where the signal comes: Python prints what a handler raises there, and goes on."""
 
@@ -55,6 +64,7 @@ class Finalised:
         time.sleep(0)
 
 
+@pytest.mark.usefixtures("told_by_default")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_whose_exception_was_lost_is_remembered() -> None:
     with _ends_when_told() as told:
@@ -66,6 +76,7 @@ def test_a_signal_whose_exception_was_lost_is_remembered() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("told_by_default")
 def test_what_is_being_made_is_finished_before_the_process_leaves() -> None:
     made = []
     with pytest.raises(SystemExit) as left, _ends_when_told() as told, told.held():  # noqa: PT012 - the order counts
