@@ -11,8 +11,9 @@ fees and funding. What is tolerated:
 position     one lot, or half a percent of it: live sizes by the mark price at the decision, the simulator by the close
 fill price   the expected price of a Brownian bridge within the bar, plus or minus 99 % of its spread at that moment
              (2.576 sigma sqrt(x (1 - x)), x the share of the bar that has passed) and the configured slippage
-fees         one cent, or half a percent
-funding      one cent, or half a percent; the rates are those that the exchange charged, elsewhere the stored ones
+fees         one cent, or what one lot (or half a percent, as above) of each fill costs
+funding      one cent, or what one lot (or half a percent) of each position paid on costs; the rates are those that the
+             exchange charged, elsewhere the stored ones
 ===========  ==========================================================================================================
 """
 
@@ -70,7 +71,7 @@ class Parity:
         (fraction of the price), ``price_ok``, ``live_fee``, ``fee``, ``live_funding``, ``funding`` (USD paid in the
         bar): one row a bar.
     totals
-        ``fees``, ``funding``: USD of the period, as (live, simulated).
+        ``fees``, ``funding``: USD of the period, as (live, simulated, how far apart they may be).
     undecided
         Bars of the period without a decision.
     notes
@@ -83,7 +84,7 @@ class Parity:
     simulated_from_ms: int
     decisions: pd.DataFrame
     bars: pd.DataFrame
-    totals: Mapping[str, tuple[float, float]]
+    totals: Mapping[str, tuple[float, float, float]]
     undecided: tuple[int, ...]
     notes: tuple[str, ...]
 
@@ -102,8 +103,8 @@ class Parity:
             if not row["price_ok"]:
                 mine = f"{row['live_qty']:g} at {row['live_price']:.2f}"
                 found.append(f"{bar}: filled {mine}, simulated {row['qty']:g} at {row['price']:.2f}")
-        for name, (live, simulated) in self.totals.items():
-            if not _close(live, simulated):
+        for name, (live, simulated, tolerated) in self.totals.items():
+            if abs(live - simulated) > tolerated:
                 found.append(f"{name}: {live:.4f} USD paid, {simulated:.4f} simulated")
         if self.undecided:
             found.append(f"{len(self.undecided)} bars were not decided, the first {format_utc(self.undecided[0])}")
@@ -147,7 +148,7 @@ class Parity:
             "bars": len(self.bars),
             "bars_with_other_positions": int((~self.bars["position_ok"]).sum()) if len(self.bars) else 0,
             "fills_outside_the_band": int((~self.bars["price_ok"]).sum()) if len(self.bars) else 0,
-            **{name: {"live": live, "simulated": simulated} for name, (live, simulated) in self.totals.items()},
+            **{name: {"live": live, "simulated": simulated} for name, (live, simulated, _) in self.totals.items()},
             "passed": self.passed,
             "findings": list(self.findings),
             "notes": list(self.notes),
@@ -302,12 +303,22 @@ def _compare(
 
 def _totals(
     done: Simulation, executions: Sequence[Execution], start_ms: int, end_ms: int
-) -> dict[str, tuple[float, float]]:
-    """Return fees and funding of both, USD."""
+) -> dict[str, tuple[float, float, float]]:
+    """Return fees and funding of both and how far apart they may be, USD: positions may differ by a lot."""
     fees, funding = _paid(executions, start_ms, end_ms)
     fills = done.fills[(done.fills["ts"] >= start_ms) & (done.fills["ts"] < end_ms)]
     paid = done.payments[(done.payments["ts"] >= start_ms) & (done.payments["ts"] < end_ms)]
-    return {"fees": (fees, float(fills["fee"].sum())), "funding": (funding, float(paid["payment"].sum()))}
+    lot = done.params.lot
+    return {
+        "fees": (fees, float(fills["fee"].sum()), _tolerated(fills["fee"], fills["btc"], lot)),
+        "funding": (funding, float(paid["payment"].sum()), _tolerated(paid["payment"], paid["btc"], lot)),
+    }
+
+
+def _tolerated(charged: pd.Series, amounts: pd.Series, lot: float) -> float:
+    """Return how much of what was charged on amounts of coins is one lot or half a percent of each, USD."""
+    share = np.maximum(lot / amounts.abs(), SHARE)
+    return max(CENT, float((share * charged.abs()).sum()))
 
 
 def _paid(executions: Sequence[Execution], start_ms: int, end_ms: int) -> tuple[float, float]:
@@ -320,7 +331,3 @@ def _paid(executions: Sequence[Execution], start_ms: int, end_ms: int) -> tuple[
 def _average(amounts: Sequence[float], prices: Sequence[float]) -> float:
     total = sum(abs(amount) for amount in amounts)
     return sum(abs(a) * p for a, p in zip(amounts, prices, strict=True)) / total if total else math.nan
-
-
-def _close(live: float, simulated: float) -> bool:
-    return abs(live - simulated) <= max(CENT, SHARE * abs(simulated))

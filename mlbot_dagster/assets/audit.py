@@ -183,8 +183,14 @@ def _certificates(done: "ParityDay") -> dict[str, Any]:
         rows = fills.assign(bar=[format_utc(ts) for ts in fills["ts"].tolist()]).to_dict("records")
         shown[f"fills of {name}"] = _table(rows, _FILLS)
         totals = [
-            {"what": what, "live": live_usd, "simulated": simulated, "difference": live_usd - simulated}
-            for what, (live_usd, simulated) in found.totals.items()
+            {
+                "what": what,
+                "live": live_usd,
+                "simulated": simulated,
+                "difference": live_usd - simulated,
+                "tolerated": tolerated,
+            }
+            for what, (live_usd, simulated, tolerated) in found.totals.items()
         ]
         shown[f"totals of {name}"] = _table(totals, _TOTALS)
         caption = f"{name}: coins held, live (blue) and simulated (grey)"
@@ -199,6 +205,7 @@ _TOTALS = (
     ("live", "double", "USD paid"),
     ("simulated", "double", "USD"),
     ("difference", "double", "USD"),
+    ("tolerated", "double", "USD, a lot or half a percent of each fill or position"),
 )
 
 
