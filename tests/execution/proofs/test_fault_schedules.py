@@ -458,10 +458,10 @@ class Story:
         for row in self.ledger.rows("attempt_events", limit=1_000_000):
             if row["kind"] != "sent" or wanted[sent[row["order_link_id"]]]["reduce_only"]:
                 continue
-            known = [causes for at, causes in states if at <= row["recorded_ms"]]
-            # states of the same millisecond may have come after it
+            before = [causes for at, causes in states if at < row["recorded_ms"]]
+            # of the same millisecond nobody can say which came first
             just = {causes for at, causes in states if at == row["recorded_ms"]}
-            levels = {level_of(causes) for causes in ({known[-1]} | just)} if known else {NORMAL}
+            levels = {level_of(causes) for causes in {*(before[-1:] or [0]), *just}}
             assert NORMAL in levels, f"an entry was sent at the level {[LEVELS[level] for level in levels]}: {row}"
 
     def _explained(self) -> None:
