@@ -157,6 +157,22 @@ def test_without_exploration_the_largest_mean_is_taken_and_a_tie_takes_the_small
     assert choose(initial_bandit(state.spec), x, "a", explore=False).multiplier == 0.0
 
 
+@pytest.mark.parametrize("features", ["shared", "disjoint"])
+def test_linucb_takes_the_largest_upper_bound(features):
+    """Optimism: an arm of which little is known is tried though another has the larger mean."""
+    optimists = 0
+    for seed in range(40):
+        state = trained("linucb", features, steps=12, seed=seed)
+        x = np.r_[1.0, np.random.default_rng(seed).standard_normal(2)]
+        mean, width = expectations(state, x)
+        p = propensities(state, x, "a", explore=True)
+        best = int(np.argmax(mean + state.spec.alpha * width))
+        assert int(np.argmax(p)) == best
+        assert p[best] == pytest.approx(1 - state.spec.epsilon + state.spec.epsilon / len(ARMS))
+        optimists += best != int(np.argmax(mean))
+    assert optimists > 5
+
+
 def test_drawn_never_takes_what_has_no_probability():
     p = np.array([0.0, 0.5, 0.0, 0.5, 0.0])
     assert {drawn(p, np.uint64(seed)) for seed in range(500)} == {1, 3}
@@ -339,5 +355,11 @@ def test_spec_refuses_what_cannot_be():
     ):
         with pytest.raises(BanditError):
             PolicySpec(**({"policy": "lints", "features": "shared", "n_context": 3} | wrong))
+    with pytest.raises(BanditError, match="n_context"):
+        PolicySpec("lints", "shared", 65)
+    assert PolicySpec("lints", "shared", 64, epsilon=1.0, alpha=0.0, draws=1).dimension == 65
+    assert PolicySpec("lints", "disjoint", 1, epsilon=0.0, draws=100_000).dimension == len(ARMS)
+    with pytest.raises(BanditError):
+        PolicySpec("lints", "shared", 3, draws=100_001)
     with pytest.raises(BanditError):
         propensities(trained(), np.zeros(2), "a", explore=True)

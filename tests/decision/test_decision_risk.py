@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlbot_core.clock import parse_utc_ms
-from mlbot_core.decision.risk import allowed_target, breach_price, level_of, rearm, risk_check
+from mlbot_core.decision.risk import allowed_target, breach_price, floor_nav, level_of, rearm, risk_check
 from mlbot_core.decision.state import (
     CAUSES,
     DAILY_LOSS,
@@ -331,3 +331,17 @@ def test_a_state_survives_a_restart_bit_for_bit(state: RiskState) -> None:
 def test_a_damaged_state_is_refused_not_guessed_at(damage: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="risk state"):
         state_from_json({**state_to_json(initial_state()), **damage})
+
+
+def test_the_money_floor_is_the_next_limit_that_is_not_yet_breached() -> None:
+    """The day's loss lies at 9,700 and the drawdown at 7,500 (of 10,000); what is breached is no floor any more."""
+    state = after(mark(NOON, 10_000.0))
+    assert floor_nav(state, LIMITS) == pytest.approx(9_700.0)
+    breached = after(mark(NOON + 1, 9_600.0), state=state)
+    assert floor_nav(breached, LIMITS) == pytest.approx(7_500.0)
+    both = after(mark(NOON + 2, 7_400.0), state=breached)
+    assert floor_nav(both, LIMITS) == -math.inf
+    assert math.isnan(breach_price(both, 7_400.0 - 10.0 * 100.0, 10.0, LIMITS))
+    assert floor_nav(state, LIMITS._replace(daily_loss=math.inf)) == pytest.approx(7_500.0)
+    assert floor_nav(state, LIMITS._replace(max_drawdown=math.inf)) == pytest.approx(9_700.0)
+    assert floor_nav(initial_state(), LIMITS) == -math.inf
