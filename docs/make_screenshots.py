@@ -29,7 +29,8 @@ MOST_BYTES = 250_000
 WIDTH = 1400
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-quic"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-EXPANDED = ",".join(f"global%40global%3A{group}" for group in ("features", "targets", "models", "backtests"))
+GROUPS = ("features", "targets", "models", "backtests", "bandit", "live", "audit")
+EXPANDED = ",".join(f"global%40global%3A{group}" for group in GROUPS)
 
 
 @contextmanager
@@ -57,15 +58,18 @@ def served() -> Iterator[str]:
 
 def asset_graph(page: Any, url: str) -> bytes:
     """Return the lineage with all groups but the raw series opened."""
-    page.set_viewport_size({"width": 1800, "height": 900})
+    # it fits itself to the width, and only when it is opened
+    page.set_viewport_size({"width": 2000, "height": 1900})
     page.goto(f"{url}/asset-groups?expanded={EXPANDED}")
     page.get_by_text("Hide navigation").click()
-    page.reload()  # it fits itself into the room it has only when it is opened
+    page.reload()
     page.get_by_text("core", exact=True).first.wait_for()
     _settle(page)
     boxes = [box for node in page.locator("foreignObject").all() if (box := node.bounding_box())]
-    bottom = max(box["y"] + box["height"] for box in boxes) + 30
-    return bytes(page.screenshot(clip={"x": 0, "y": 0, "width": 1800, "height": min(bottom, 900)}))
+    top, left = (min(box[side] for box in boxes) - 20 for side in ("y", "x"))
+    bottom = max(box["y"] + box["height"] for box in boxes) + 20
+    right = max(box["x"] + box["width"] for box in boxes) + 20
+    return bytes(page.screenshot(clip={"x": left, "y": top, "width": right - left, "height": bottom - top}))
 
 
 def backtest_page(page: Any, url: str) -> bytes:
