@@ -23,6 +23,7 @@ from rich.console import Console
 from mlbot_core.cli.launcher import child_environment
 from mlbot_core.cli.status import running
 from mlbot_core.cli.supervisor import answers, end_group
+from mlbot_core.cli.views import told
 from mlbot_core.clock import clock_from_env
 from mlbot_core.config import Settings
 from mlbot_core.config.home import prepare_dagster_home
@@ -207,7 +208,10 @@ def _serve(
                 f"the Dagster servers ended by themselves with status {process.returncode}; see their output above"
             )
         if not announced and answers(address):
-            console.print(f"mlbot is up: http://{address[0]}:{address[1]}")
+            url = f"http://{address[0]}:{address[1]}"
+            console.print(f"mlbot is up: {url}")
+            for line in told(url):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
             announced = True
     console.print("mlbot is stopping")
     process.send_signal(signal.SIGINT)

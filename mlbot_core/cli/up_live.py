@@ -13,6 +13,7 @@ from mlbot_core.cli.live_services import live_set
 from mlbot_core.cli.status import running
 from mlbot_core.cli.supervisor import Supervisor, end_left_behind
 from mlbot_core.cli.up import home_lock, require_free, servers_environment, stop_signals, write_holder
+from mlbot_core.cli.views import told
 from mlbot_core.config import Settings
 from mlbot_core.execution.safety import process_started
 
@@ -48,6 +49,8 @@ def up_live(settings: Settings, console: Console, *, host: str, port: int, warm:
         me = os.getpid()
         write_holder(lock_fd, {"pid": me, "begun": process_started(me), "url": url, "live": venue})
         say(f"mlbot trades {market} at {venue}; the UI is {url} (home {settings.home}); stop it with Ctrl-C")
+        for line in told(url):
+            say(line)
         supervisor.run(stopping)
         say("mlbot is stopped; positions and their stops at the exchange stay as they are")
         if sys.stdout.isatty():

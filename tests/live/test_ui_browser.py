@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from mlbot_core.cli.views import view_address
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from ui import Eyes, Served, chromium, drawn, environment, eyes, free_port, serve, served, wait
@@ -34,6 +36,23 @@ def test_graph_shows_every_group_in_the_order_of_the_flow(eyes: Eyes) -> None:
     assert left["raw"] < left["features"] < left["models"] < left["backtests"]
     assert left["raw"] < left["targets"] < left["models"]
     assert page.get_by_text("Join the Dagster community").count() == 0, "no dialog over the first page"
+
+
+@pytest.mark.parametrize(
+    ("view", "groups"),
+    [
+        ("research", ["backtests", "bandit", "features", "models", "targets"]),
+        ("live", ["live", "models"]),
+        ("audit", ["audit", "features", "live", "models", "raw", "targets"]),
+    ],
+)
+def test_each_view_shows_its_groups(eyes: Eyes, view: str, groups: list[str]) -> None:
+    page = eyes.open(view_address("", view))
+    node = page.locator("foreignObject")
+    for group in groups:
+        node.get_by_text(group, exact=True).first.wait_for()
+    for other in {*GROUPS, "bandit", "live", "audit"} - set(groups):
+        assert node.get_by_text(other, exact=True).count() == 0, other
 
 
 def test_asset_page_shows_plot_numbers_and_checks(eyes: Eyes) -> None:

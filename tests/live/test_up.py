@@ -39,6 +39,7 @@ class Up:
     def wait_until_up(self) -> None:
         wait(lambda: "mlbot is up" in self.text() or self.process.poll() is not None, START_S, self.text)
         assert self.process.poll() is None, self.text()
+        wait(lambda: "asset-groups~group:audit" in self.text(), 5, self.text)
 
 
 @dataclass
