@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench prove up clean
+.PHONY: help install demo test lint format bench prove mutation up clean
 
 help:
 	@echo "make demo     from synthetic market data to an audited backtest, in a few minutes, no key needed"
@@ -16,6 +16,7 @@ help:
 	@echo "make install  only create .venv and install into it"
 	@echo "make bench    run the benchmarks and write benchmarks/RESULTS.md; BENCH=--quick only sees that they run"
 	@echo "make prove    the long proofs (hours)"
+	@echo "make mutation what share of small faults the tests of decision, validation and execution notice (an hour)"
 	@echo "make lint     ruff, mypy, import contracts;  make format  rewrites what ruff can"
 	@echo "make clean    remove .venv (your data in .mlbot stays)"
 
@@ -52,6 +53,10 @@ bench: $(STAMP)
 
 prove: $(STAMP)
 	@$(BIN)/python -m pytest -m prove --timeout 0
+
+mutation: $(STAMP)
+	@for package in decision validation execution; do \
+		$(BIN)/python tests/mutation/run.py --package $$package --work build/mutation/$$package $(MUTATION) || exit 1; done
 
 clean:
 	rm -rf $(VENV)
