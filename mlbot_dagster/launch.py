@@ -18,6 +18,7 @@ from typing import Any
 
 from mlbot_core.config import load_settings
 from mlbot_core.config.home import prepare_dagster_home
+from mlbot_dagster.priority import give_way
 
 Emit = Callable[[Mapping[str, Any]], None]
 
@@ -164,6 +165,7 @@ def _step_seconds(event: Any) -> float:
 
 def main() -> int:
     """Read the plan from standard input, run it, report on standard output."""
+    give_way()
     plan = [PlannedRun(**item) for item in json.load(sys.stdin)]
     report = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     # whatever libraries print goes to the log, standard output carries events only

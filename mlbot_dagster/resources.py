@@ -17,6 +17,7 @@ from mlbot_core.config.settings import SOURCE_NAMES
 from mlbot_core.errors import UsageError
 from mlbot_core.sources import Source, open_source
 from mlbot_core.warehouse import Warehouse
+from mlbot_dagster.priority import give_way_unless_live
 
 
 class WarehouseResource(DuckDBResource):
@@ -110,6 +111,10 @@ class MarketData(dg.ConfigurableResource):
                 self._source = opening.enter_context(open_source(self.name, self.settings, self.clock, base_url=url))
                 self._opened = opening.pop_all()
         return self._source
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Let live bars go first."""
+        give_way_unless_live(context.run)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002 - as Dagster calls it
         """Close the source at the end of the run, however it ended."""

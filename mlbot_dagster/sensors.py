@@ -16,6 +16,7 @@ from mlbot_core.config import Settings
 from mlbot_core.live import LIVE_VARIABLE
 from mlbot_core.timeframe import Market, Timeframe
 from mlbot_dagster.assets import live
+from mlbot_dagster.priority import LIVE_TAG
 
 # Dagster looks at its sensors every five seconds, and gives each up to a minute
 LONGEST_WAIT_MS = 12_000
@@ -109,7 +110,7 @@ def _of_timeframe(settings: Settings, timeframe: Timeframe) -> dg.SensorDefiniti
                 tags={
                     "mlbot/market": str(market),
                     "mlbot/bar": format_utc(ts),
-                    "mlbot/live": "1",
+                    LIVE_TAG: "1",
                     "dagster/priority": PRIORITY,
                     **AGAIN,
                 },

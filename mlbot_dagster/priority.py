@@ -1,0 +1,29 @@
+"""What computes for minutes gives way to the bar that has just closed: a backfill must not delay a decision."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+LIVE_TAG: Final = "mlbot/live"
+VARIABLE: Final = "MLBOT_GIVE_WAY"
+_NICENESS: Final = 10
+
+
+def give_way() -> None:
+    """Let every other process go first where there are too few cores; what this one starts later does so too."""
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    if mine < _NICENESS:
+        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
+
+
+def give_way_unless_live(run: dg.DagsterRun | None) -> None:
+    """Give way in a run of the servers (``mlbot up`` sets :data:`VARIABLE`) that is no live bar.
+
+    Whoever executes a run within a process of his own keeps that as it is.
+    """
+    if os.environ.get(VARIABLE) and (run is None or LIVE_TAG not in run.tags):
+        give_way()
