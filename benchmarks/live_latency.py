@@ -53,6 +53,7 @@ DECISION = Timeframe(120)
 PARTS = ("close_to_data_s", "data_to_decision_s", "decision_to_acknowledged_s", "close_to_decision_s")
 SERVERS = ("code-server", "daemon", "webserver")
 QUICK_BARS = 4
+SUMMARY = ("bars", "with_orders", "late_series", "backfill_rounds", *PARTS, "memory")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plot(found, chosen.out)
         print(f"memory plotted to {chosen.out}")
     if chosen.json:
-        print(json.dumps({"bars": bars, "timeframes": timeframes, "settle_s": chosen.settle, "arrangements": found}))
+        told = {one["arrangement"]: {name: one[name] for name in SUMMARY} for one in found}
+        print(json.dumps({"timeframes": timeframes, "settle_s": chosen.settle, "arrangements": told}))
 
 
 def prepared(folder: Path, timeframes: Sequence[str], settle_s: int) -> Rehearsal:
