@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -51,11 +52,19 @@ def up_live(settings: Settings, console: Console, *, host: str, port: int, warm:
         say(f"mlbot trades {market} at {venue}; the UI is {url} (home {settings.home}); stop it with Ctrl-C")
         for line in told(url):
             say(line)
+        say(_decides(environment))
         supervisor.run(stopping)
         say("mlbot is stopped; positions and their stops at the exchange stay as they are")
         if sys.stdout.isatty():
             say("to close them: mlbot flatten")
     return 0
+
+
+def _decides(environment: Mapping[str, str]) -> str:
+    """Say whose forecast decides; asked in a process of its own, since a supervisor lives long and stays small."""
+    command = [sys.executable, "-m", "mlbot_core.live.deciding"]
+    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).strip()
 
 
 def end_orphans(home: Path, live_dir: Path, say: Callable[[str], None]) -> None:

@@ -131,7 +131,7 @@ def load_cast(settings: Settings, clock: Clock, source: str, market: Market, ven
     own = _slots(state, source, market.symbol, str(market.timeframe))
     metas: list[tuple[Entry, Role]] = []
     for slot in own:
-        for entry, role in _of_slot(state, slot):
+        for entry, role in of_slot(state, slot):
             if slot.model_type == META_MODEL:
                 metas.append((entry, role))
                 continue
@@ -139,7 +139,7 @@ def load_cast(settings: Settings, clock: Clock, source: str, market: Market, ven
     # what any meta-model of the symbol stacks of this market
     every = [slot for slot in _slots(state, source, market.symbol, None) if slot.model_type == META_MODEL]
     for slot in every:
-        for entry, role in _of_slot(state, slot):
+        for entry, role in of_slot(state, slot):
             wanted = [base for base in stacked_by(entry) if base.market == market and base.version not in found]
             if not wanted:
                 continue
@@ -167,7 +167,7 @@ def _slots(state: RegistryState, source: str, symbol: str, timeframe: str | None
     return sorted(mine)
 
 
-def _of_slot(state: RegistryState, slot: Slot) -> list[tuple[Entry, Role]]:
+def of_slot(state: RegistryState, slot: Slot) -> list[tuple[Entry, Role]]:
     """Return the champion of a slot, and its newest candidate."""
     champion = state.champion(slot)
     candidates = [entry for entry in state.models.values() if entry.slot == slot and entry.stage == "candidate"]

@@ -98,6 +98,7 @@ def test_off_works_where_the_log_is_broken(promoted, home):
     assert promoted.act(LINE, "2", Context(*[0.1] * 8), explore=False) is None
 
 
+@pytest.mark.usefixtures("archive_dir")
 def test_promotion_without_an_evaluation_is_refused_and_says_what_to_run(home):
     done = invoke("promote", "-i", "2h", *WHY, "--json")
     assert done.exit_code == 1
