@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
-from mlbot_core.validation.sqlstore import SqlStore
+from mlbot_core.validation.sqlstore import SqlStore, make_durable
 
 _KEPT: Final = 2
 # Connections of the process that this one was forked from: to close them here would end its locks in SQLite's mind.
@@ -46,10 +46,7 @@ class KeptStore(SqlStore):
         return engine
 
     def _opened(self, connection: Any, record: Any) -> None:
-        # SQLAlchemy begins when it is told to, not when the driver thinks that a statement writes
-        connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}")
+        make_durable(connection, self._timeout_s)
         record.info["whose"] = self._whose()
 
     def _lent(self, connection: Any, record: Any, proxy: Any) -> None:

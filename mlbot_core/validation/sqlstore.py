@@ -7,11 +7,13 @@ in Postgres; committed at its end, rolled back on any exception.
 from __future__ import annotations
 
 import hashlib
+import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -139,12 +141,28 @@ class SqlStore:
             options = {"connect_timeout": max(1, int(self._timeout_s))}
             return sa.create_engine(self._url, poolclass=NullPool, connect_args=options)
         engine = sa.create_engine(self._url, poolclass=NullPool, connect_args={"timeout": self._timeout_s})
-        sa.event.listen(engine, "connect", _durable)
+        sa.event.listen(engine, "connect", lambda connection, _record: make_durable(connection, self._timeout_s))
         return engine
 
 
-def _durable(connection: Any, _record: Any) -> None:
+def make_durable(connection: sqlite3.Connection, timeout_s: float) -> None:
+    """Give a connection a log and a commit that survives the loss of power.
+
+    Raises
+    ------
+    sqlite3.OperationalError
+        If the file is locked for longer than ``timeout_s``, in seconds.
+    """
     # SQLAlchemy begins when it is told to, not when the driver thinks that a statement writes
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-        connection.execute(f"PRAGMA {pragma}")
+    # SQLite does not wait for another process that makes the same new file into one with a log: it refuses at once
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                raise
+            time.sleep(0.01)
+    connection.execute("PRAGMA synchronous=FULL")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlbot_core.clock import FixedClock, parse_utc_ms
+from mlbot_core.config import load_settings
 from mlbot_core.emulator import CoinglassOptions, EmulatorServer
 from mlbot_core.errors import UsageError
 from mlbot_core.market import CATALOGUE, SeriesBatch
@@ -83,8 +84,8 @@ def cases():
 class Setup:
     """Servers and sources of the benches, made once and kept for the module."""
 
-    def __init__(self, settings) -> None:
-        self.settings = settings
+    def __init__(self, environ, archive) -> None:
+        self.environ, self.archive = environ, archive
         self.open: dict[str, tuple[Source, FixedClock]] = {}
         self.servers: dict[str, EmulatorServer] = {}
 
@@ -97,7 +98,9 @@ class Setup:
                 options = CoinglassOptions(**bench.server)
                 self.servers[name] = EmulatorServer(seed=7, start_ms=START, options=options, clock=clock).start()
                 url = self.servers[name].url
-            self.open[name] = (open_source(bench.source, self.settings, clock, base_url=url), clock)
+            recorded = {"MLBOT_ARCHIVE_DIR": str(self.archive())} if bench.recorded else {}
+            settings = load_settings(self.environ | recorded)
+            self.open[name] = (open_source(bench.source, settings, clock, base_url=url), clock)
         return self.open[name]
 
     def close(self) -> None:
@@ -109,10 +112,8 @@ class Setup:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory, request) -> Iterator[Setup]:
-    from mlbot_core.config import load_settings
-
     environ = {"MLBOT_HOME": str(tmp_path_factory.mktemp("home"))}
-    setup = Setup(load_settings(environ))
+    setup = Setup(environ, lambda: request.getfixturevalue("archive_dir"))
     try:
         yield setup
     finally:
