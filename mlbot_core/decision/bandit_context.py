@@ -101,7 +101,7 @@ def context_vector(context: Context, scale: ContextScale) -> npt.NDArray[np.floa
     """Return the numbers of a context, float64[8] in the order of :data:`NAMES`; all NaN where it cannot be judged."""
     needed = (context.edge, context.edge_sd, context.cost, context.volatility, context.drawdown)
     usable = all(map(math.isfinite, needed)) and context.cost > 0.0 and context.volatility > 0.0
-    if not usable or context.edge_sd < 0.0:
+    if not usable or context.edge_sd < 0.0 or context.spread < 0.0:
         return np.full(N_CONTEXT, math.nan)
     size = abs(context.edge)
     return np.array(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlbot_core.decision.bandit import (
@@ -297,6 +297,7 @@ def _inside_the_envelope(multiplier: float, edge: float, nav: float, price: floa
 
 
 @given(st.lists(anything, min_size=8, max_size=8))
+@example([7772623702720724.0, 0.0, 1.0, -7772623031632083.0, 1.0, 0.0, 0.0, 0.0])
 @settings(max_examples=200, deadline=None)
 def test_context_is_bounded_or_all_nan(values):
     vector = context_vector(Context(*values), SCALE)
@@ -312,6 +313,8 @@ def test_context_by_hand():
     np.testing.assert_allclose(context_vector(context, SCALE), expected, rtol=1e-12)
     for name in ("edge", "edge_sd", "cost", "volatility", "drawdown"):
         assert np.isnan(context_vector(replace(context, **{name: math.nan}), SCALE)).all()
+    for name in ("edge_sd", "spread"):
+        assert np.isnan(context_vector(replace(context, **{name: -1e-9}), SCALE)).all()
     with pytest.raises(BanditError):
         context_from_json({"edge": "0x1p0"})
 
