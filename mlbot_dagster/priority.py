@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from mlbot_core.live import LIVE_VARIABLE
+
 if TYPE_CHECKING:
     import dagster as dg
 
 LIVE_TAG: Final = "mlbot/live"
-VARIABLE: Final = "MLBOT_GIVE_WAY"
 _NICENESS: Final = 10
 
 
@@ -21,9 +22,9 @@ def give_way() -> None:
 
 
 def give_way_unless_live(run: dg.DagsterRun | None) -> None:
-    """Give way in a run of the servers (``mlbot up`` sets :data:`VARIABLE`) that is no live bar.
+    """Give way in a run of servers that trade (:data:`mlbot_core.live.LIVE_VARIABLE`) which is no live bar.
 
     Whoever executes a run within a process of his own keeps that as it is.
     """
-    if os.environ.get(VARIABLE) and (run is None or LIVE_TAG not in run.tags):
+    if os.environ.get(LIVE_VARIABLE) == "1" and (run is None or LIVE_TAG not in run.tags):
         give_way()

@@ -82,8 +82,6 @@ def servers_environment(settings: Settings, emulator_url: str | None) -> dict[st
     environment["MLBOT_CONFIG_DIR"] = str(settings.config_dir)
     environment["MLBOT_ARCHIVE_DIR"] = str(settings.archive_dir)
     environment["DAGSTER_HOME"] = str(prepare_dagster_home(settings))
-    # to live bars; read by mlbot_dagster.priority
-    environment["MLBOT_GIVE_WAY"] = "1"
     if emulator_url:
         environment["MLBOT_EMULATOR_URL"] = emulator_url
     return environment

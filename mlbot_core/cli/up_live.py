@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def up_live(settings: Settings, console: Console, *, host: str, port: int, warm:
         say(f"mlbot trades {market} at {venue}; the UI is {url} (home {settings.home}); stop it with Ctrl-C")
         for line in told(url):
             say(line)
-        say(_decides(environment))
+        # nothing that guards the account waits for it
+        threading.Thread(target=lambda: say(_decides(environment)), daemon=True).start()
         supervisor.run(stopping)
         say("mlbot is stopped; positions and their stops at the exchange stay as they are")
         if sys.stdout.isatty():
@@ -63,7 +65,9 @@ def up_live(settings: Settings, console: Console, *, host: str, port: int, warm:
 def _decides(environment: Mapping[str, str]) -> str:
     """Say whose forecast decides; asked in a process of its own, since a supervisor lives long and stays small."""
     command = [sys.executable, "-m", "mlbot_core.live.deciding"]
-    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=dict(environment), capture_output=True, text=True, check=False, start_new_session=True
+    )
     return (done.stdout or done.stderr).strip()
 
 

@@ -1,6 +1,6 @@
 """Whose forecast decides now: what an operator wants to know before anything else.
 
-python -m mlbot_core.live.deciding
+Said by ``python -m mlbot_core.live.deciding``.
 """
 
 from __future__ import annotations

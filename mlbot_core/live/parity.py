@@ -285,7 +285,7 @@ def _compare(
                 "ts": one.ts,
                 "live_position": live_position,
                 "position": position,
-                "position_ok": abs(live_position - position) <= max(params.lot * 1.0001, SHARE * abs(position)),
+                "position_ok": abs(live_position - position) <= _allowed(position, params.lot * 1.0001),
                 "live_qty": live_qty,
                 "qty": qty,
                 "live_price": live_price,
@@ -317,8 +317,12 @@ def _totals(
 
 def _tolerated(charged: pd.Series, amounts: pd.Series, lot: float) -> float:
     """Return how much of what was charged on amounts of coins is one lot or half a percent of each, USD."""
-    share = np.maximum(lot / amounts.abs(), SHARE)
-    return max(CENT, float((share * charged.abs()).sum()))
+    return max(CENT, float((_allowed(amounts, lot) / amounts.abs() * charged.abs()).sum()))
+
+
+def _allowed(coins: Any, lot: float) -> Any:
+    """Return how far apart positions or fills may be, coins: one lot, or half a percent."""
+    return np.maximum(lot, SHARE * np.abs(coins))
 
 
 def _paid(executions: Sequence[Execution], start_ms: int, end_ms: int) -> tuple[float, float]:

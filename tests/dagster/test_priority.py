@@ -33,7 +33,7 @@ sys.exit(launch.main())
 
 
 def ran(tmp_path: Path, script: str, *arguments: str, nice: int = 0, **variables: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "MLBOT_GIVE_WAY"}
+    environment = {name: value for name, value in os.environ.items() if name != "MLBOT_LIVE"}
     done = subprocess.run(
         [sys.executable, "-c", f"import os; os.nice({nice})\n{script}", *arguments],
         env={**environment, "MLBOT_HOME": str(tmp_path), **variables},
@@ -46,9 +46,9 @@ def ran(tmp_path: Path, script: str, *arguments: str, nice: int = 0, **variables
 @pytest.mark.parametrize(
     ("variables", "tags", "expected"),
     [
-        ({"MLBOT_GIVE_WAY": "1"}, ["mlbot/batch=1"], 10),
-        ({"MLBOT_GIVE_WAY": "1"}, [], 10),
-        ({"MLBOT_GIVE_WAY": "1"}, ["mlbot/live=1"], 0),
+        ({"MLBOT_LIVE": "1"}, ["mlbot/batch=1"], 10),
+        ({"MLBOT_LIVE": "1"}, [], 10),
+        ({"MLBOT_LIVE": "1"}, ["mlbot/live=1"], 0),
         ({}, ["mlbot/batch=1"], 0),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_run_of_the_servers_gives_way_unless_it_is_a_live_bar(
 
 
 def test_who_already_stands_behind_stays_there(tmp_path: Path) -> None:
-    assert "niceness 15\n" in ran(tmp_path, RUN, nice=15 - os.getpriority(os.PRIO_PROCESS, 0), MLBOT_GIVE_WAY="1")
+    assert "niceness 15\n" in ran(tmp_path, RUN, nice=15 - os.getpriority(os.PRIO_PROCESS, 0), MLBOT_LIVE="1")
 
 
 def test_a_command_gives_way(tmp_path: Path) -> None:

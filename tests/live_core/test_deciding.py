@@ -7,25 +7,15 @@ import sys
 from typing import Any
 
 import pytest
-import yaml
 
 from mlbot_core.config import load_settings
 from mlbot_core.live.deciding import decides
 
 
 @pytest.fixture
-def settings(registry_bench: Any, tmp_path: Any) -> Any:
-    source = load_settings({}).config_dir
-    config = tmp_path / "config"
-    config.mkdir()
-    for path in source.glob("*.yaml"):
-        if path.name != "api_keys.yaml":
-            (config / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    execution = yaml.safe_load((config / "execution.yaml").read_text(encoding="utf-8")) | {"model": "lightgbm"}
-    (config / "execution.yaml").write_text(yaml.safe_dump(execution), encoding="utf-8")
-    return load_settings(
-        {"MLBOT_HOME": str(registry_bench.home), "MLBOT_CONFIG_DIR": str(config), "MLBOT_SOURCE": "archive"}
-    )
+def settings(registry_bench: Any) -> Any:
+    found = load_settings({"MLBOT_HOME": str(registry_bench.home), "MLBOT_SOURCE": "archive"})
+    return found.model_copy(update={"execution": found.execution.model_copy(update={"model": "lightgbm"})})
 
 
 def test_without_a_model_it_says_what_to_run(settings: Any, registry_bench: Any) -> None:

@@ -182,26 +182,20 @@ class Room:
             total += reached[name]["seconds"]
             if total <= FIRST_S or not first:
                 first.append(name)
-        outcome = "unreached"
-        if names:
-            try:
-                code = mutants.compiled(text, mutant, source)
-                source.write_text(mutants.mutated(text, mutant))
-                outcome = self.run(mutant, code, first, reached)
-                if outcome == "survived" and (rest := names[len(first) :]):
-                    outcome = self.run(mutant, code, rest, reached)
-            except SyntaxError:
-                outcome = "killed"
-            finally:
-                source.write_text(text)
         slow = [name for name, one in self.slow.items() if mutant.path in one["lines"]]
-        if outcome in ("survived", "unreached") and slow:
-            try:
-                source.write_text(mutants.mutated(text, mutant))
-                if (compiled := self.fresh(slow, 1500, compiled=True)) != "survived" or outcome == "unreached":
-                    outcome = compiled
-            finally:
-                source.write_text(text)
+        outcome = "unreached"
+        try:
+            code = mutants.compiled(text, mutant, source)
+            source.write_text(mutants.mutated(text, mutant))
+            for some in (first, names[len(first) :]):
+                if some and outcome in ("unreached", "survived"):
+                    outcome = self.run(mutant, code, some, reached)
+            if slow and outcome in ("unreached", "survived"):
+                outcome = self.fresh(slow, 1500, compiled=True)
+        except SyntaxError:
+            outcome = "killed"
+        finally:
+            source.write_text(text)
         seconds = round(forks.cpu_s() - started, 2)
         return asdict(mutant) | {"key": mutant.key, "outcome": outcome, "tests": len(names), "cpu_seconds": seconds}
 

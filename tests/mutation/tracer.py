@@ -25,9 +25,6 @@ class Tracer:
         self.lines: set[tuple[str, int]] = set()
         self.calls: dict[CodeType, int] = {}
 
-    def begin(self) -> None:
-        self.lines, self.calls = set(), {}
-
     def _all_of(self, code: CodeType) -> None:
         """Count a whole function as reached: what else a long loop may reach is not looked at."""
         self.lines.update((code.co_filename, line) for _, _, line in code.co_lines() if line is not None)
